@@ -1,0 +1,1 @@
+"""Telemetry for AI-agent sessions, native to trio."""
