@@ -1,0 +1,141 @@
+"""Every limit of a telemetry, in one frozen object that is passed in.
+
+In: keyword arguments. Out: checked, immutable values.
+Does not know: the environment, the tier, any stage.
+
+All times are float seconds, all sizes bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+__all__ = ["MailboxPolicy", "Settings"]
+
+MailboxPolicy: TypeAlias = Literal["drop_oldest", "drop_newest"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+_POSITIVE_NUMBERS = (
+    "flush_interval",
+    "memory_bytes",
+    "event_bytes",
+    "batch_bytes",
+    "request_timeout",
+    "account_timeout",
+    "retry_initial",
+    "retry_max",
+    "retry_after_max",
+    "retry_timeout",
+    "unauthorized_interval",
+)
+_POSITIVE_COUNTS = ("batch_events", "mailbox_events", "backlog_events", "max_requests")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of one telemetry; every default holds for an ordinary agent.
+
+    Raises:
+        ValueError: a value is not of its kind or not in its range; the message
+            names the setting, the value and what it may be.
+    """
+
+    enabled: bool = True
+    """False switches telemetry off in code, before anything else is looked at."""
+
+    flush_interval: float = 5.0
+    """Seconds that a routine event waits at most for others to share its batch.
+    The origin, PostHog and OpenTelemetry chose the same."""
+
+    batch_events: int = 200
+    """Events in a batch at most; the origin's number."""
+
+    batch_bytes: int = 512 * KIB
+    """Bytes of a batch's body at most, uncompressed: half of the 1 MiB that a
+    receiver takes by default."""
+
+    event_bytes: int = 64 * KIB
+    """Bytes of one encoded event at most; a larger one is dropped as ``too_large``.
+    An event of ten fields takes about 250."""
+
+    mailbox_events: int = 20_000
+    """Events that wait in a session's mailbox at most: ten seconds of 2,000 events/s."""
+
+    mailbox_policy: MailboxPolicy = "drop_oldest"
+    """Which routine event goes when the mailbox is full. Urgent ones go last."""
+
+    backlog_events: int = 20_000
+    """Encoded events of a session that wait for its sender at most, behind the mailbox.
+    With it an outage of ten seconds at 2,000 events/s loses nothing, although
+    the sender is in the pause before its next attempt when the outage ends."""
+
+    memory_bytes: int = 64 * MIB
+    """Bytes that all sessions of a telemetry hold together at most."""
+
+    max_requests: int = 16
+    """Requests under way at once, over all sessions of a telemetry."""
+
+    request_timeout: float = 10.0
+    """Seconds that one attempt may take, from connecting to the end of the answer;
+    the origin's number. A provider's token call is bounded by it too."""
+
+    account_timeout: float = 2.0
+    """Seconds that the account and its token may take when telemetry opens."""
+
+    drain_timeout: float = 2.0
+    """Seconds that leaving ``open_telemetry()`` may take to deliver what is pending.
+    The origin's later budget, and Sentry's."""
+
+    retry_initial: float = 0.5
+    """Seconds before the second attempt; doubled for each further one."""
+
+    retry_max: float = 5.0
+    """Seconds between two attempts at most, unless the endpoint asks for more."""
+
+    retry_after_max: float = 120.0
+    """Seconds that a ``Retry-After`` is honoured for at most."""
+
+    retry_timeout: float = 600.0
+    """Seconds that one batch is tried for at most, before ``retries_exhausted``."""
+
+    unauthorized_interval: float = 60.0
+    """Seconds between two refreshes of a token that the endpoint refuses."""
+
+    strict: bool = False
+    """True lets a bug in a stage come out of ``open_telemetry()``; for tests."""
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE_NUMBERS:
+            _require(self, name, _is_number(getattr(self, name)) and getattr(self, name) > 0,
+                     "a number above 0")
+        for name in _POSITIVE_COUNTS:
+            value = getattr(self, name)
+            _require(self, name, type(value) is int and value > 0, "a whole number above 0")
+        drain = self.drain_timeout
+        _require(self, "drain_timeout", _is_number(drain) and drain >= 0, "0 or a number above it")
+        _require(
+            self,
+            "mailbox_policy",
+            self.mailbox_policy in {"drop_oldest", "drop_newest"},
+            "'drop_oldest' or 'drop_newest'",
+        )
+        _require(
+            self, "event_bytes", self.event_bytes < self.batch_bytes, "less than batch_bytes"
+        )
+        _require(
+            self, "memory_bytes", self.memory_bytes >= self.batch_bytes, "at least batch_bytes"
+        )
+
+
+def _is_number(value: object) -> bool:
+    """An int or a float that is a number (NaN is not), and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _require(settings: Settings, name: str, holds: bool, expected: str) -> None:  # noqa: FBT001
+    if not holds:
+        message = f"Settings({name}={getattr(settings, name)!r}): {name} must be {expected}"
+        raise ValueError(message)
