@@ -1,0 +1,134 @@
+"""What became of every event: ``tracked == delivered + dropped + pending``.
+
+In: counts, from the stage that decided. Out: the books, and what is yet to report.
+Does not know: events, channels, time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+import msgspec
+
+__all__ = ["DropReason", "Ledger", "Statistics"]
+
+
+class DropReason(StrEnum):
+    """Why an event was not delivered; every dropped event has exactly one."""
+
+    MAILBOX_FULL = "mailbox_full"
+    """There was no room, in the session's mailbox or in the telemetry's memory."""
+    CLOSED = "closed"
+    """It was tracked after its session had ended."""
+    TOO_LARGE = "too_large"
+    """It was larger than an event may be, or than the endpoint takes."""
+    ENCODE_ERROR = "encode_error"
+    """It had no JSON form, or was no event at all."""
+    REJECTED = "rejected"
+    """The endpoint said that it will never take it."""
+    RETRIES_EXHAUSTED = "retries_exhausted"
+    """The endpoint did not take it for as long as one batch is tried."""
+    UNAUTHORIZED = "unauthorized"
+    """The endpoint refused the token until time ran out."""
+    DRAIN_TIMEOUT = "drain_timeout"
+    """The telemetry was left, and its time to drain ran out."""
+    SPOOL_FULL = "spool_full"
+    """The queue on disk had no room."""
+    EXPIRED = "expired"
+    """It waited on disk for longer than events are kept."""
+    CONSENT_WITHDRAWN = "consent_withdrawn"
+    """Telemetry was switched off while the event waited."""
+    BUG = "bug"
+    """A stage failed in a way that it should not."""
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a session's events, at one instant; all numbers are counts.
+
+    ``tracked == delivered + sum(dropped.values()) + pending`` holds in every one.
+    """
+
+    tracked: int = 0
+    """Events handed over, ``session_start`` and ``session_end`` included."""
+    delivered: int = 0
+    """Events that the endpoint confirmed."""
+    pending: int = 0
+    """Events whose fate is open: waiting, or in a request under way."""
+    dropped: Mapping[str, int] = MappingProxyType({})
+    """Events that were given up, by reason; a reason with no event is left out."""
+    batches: int = 0
+    """Batches whose fate was decided."""
+    attempts: int = 0
+    """Requests made, first ones and repeated ones."""
+    retries: int = 0
+    """Requests that repeated one before."""
+    loss_reports: int = 0
+    """Reports of losses that the endpoint confirmed; they are not events of the host."""
+    peak_waiting: int = 0
+    """Most events that waited in the mailbox at once; choose ``mailbox_events`` by it."""
+
+    @property
+    def dropped_total(self) -> int:
+        """Events that were given up, over all reasons."""
+        return sum(self.dropped.values())
+
+
+class Ledger:
+    """The books of one session. Written by one thread, that of the session's tasks."""
+
+    __slots__ = (
+        "attempts",
+        "batches",
+        "delivered",
+        "dropped",
+        "loss_reports",
+        "pending",
+        "retries",
+        "tracked",
+        "unreported",
+    )
+
+    def __init__(self) -> None:
+        self.tracked = 0
+        self.delivered = 0
+        self.pending = 0
+        self.dropped: dict[DropReason, int] = {}
+        self.batches = 0
+        self.attempts = 0
+        self.retries = 0
+        self.loss_reports = 0
+        self.unreported: dict[DropReason, int] = {}
+        """Losses that no report under way or delivered speaks of."""
+
+    def track(self, count: int = 1) -> None:
+        """*count* events were handed over; their fate is open."""
+        self.tracked += count
+        self.pending += count
+
+    def deliver(self, count: int) -> None:
+        """The endpoint confirmed *count* pending events."""
+        self.pending -= count
+        self.delivered += count
+
+    def drop(self, reason: DropReason, count: int = 1) -> None:
+        """*count* pending events were given up."""
+        if count:
+            self.pending -= count
+            _add(self.dropped, reason, count)
+            _add(self.unreported, reason, count)
+
+    def take_losses(self) -> dict[DropReason, int]:
+        """The losses to put into a report; they count as reported until given back."""
+        losses, self.unreported = self.unreported, {}
+        return losses
+
+    def give_back_losses(self, losses: Mapping[DropReason, int]) -> None:
+        """A report of *losses* did not arrive: the next one has to speak of them."""
+        for reason, count in losses.items():
+            _add(self.unreported, reason, count)
+
+
+def _add(counts: dict[DropReason, int], reason: DropReason, count: int) -> None:
+    counts[reason] = counts.get(reason, 0) + count
