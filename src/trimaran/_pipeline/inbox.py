@@ -1,0 +1,90 @@
+"""The way in for other threads: they leave events here, the session's own takes them.
+
+In: events, from any thread. Out: the same events, in the mailbox.
+Does not know: stages.
+
+The session's thread holds the lock only while it moves events over, and no thread
+waits for anything else with it, so nobody is held up for longer than that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import trio
+
+from trimaran._events import Event
+from trimaran._pipeline.ledger import DropReason, Ledger
+from trimaran._pipeline.mailbox import Mailbox
+
+__all__ = ["Inbox"]
+
+
+class Inbox:
+    """Bounded; what it has to refuse is counted.
+
+    Args:
+        token: of the session's trio run.
+        mailbox: where events go.
+        ledger: the session's books, written on the session's thread only.
+        capacity: events that wait here at most.
+    """
+
+    def __init__(
+        self,
+        token: trio.lowlevel.TrioToken,
+        *,
+        mailbox: Mailbox,
+        ledger: Ledger,
+        capacity: int,
+    ) -> None:
+        self._token = token
+        self._mailbox = mailbox
+        self._ledger = ledger
+        self._capacity = capacity
+        # Reentrant: a finalizer that logs may run while this very thread holds it.
+        self._lock = threading.RLock()
+        self._events: deque[tuple[Event, float]] = deque()
+        self._refused: dict[DropReason, int] = {}
+        self._ended = False
+
+    def put(self, event: Event, time: float) -> None:
+        """Leave *event*, tracked at *time* (since the epoch); from any thread, never raises."""
+        with self._lock:
+            if self._ended:
+                self._refuse(DropReason.CLOSED)
+            elif len(self._events) >= self._capacity:
+                self._refuse(DropReason.MAILBOX_FULL)
+            else:
+                self._events.append((event, time))
+        try:
+            self._token.run_sync_soon(self.empty, idempotent=True)
+        except trio.RunFinishedError:
+            self.end()
+
+    def _refuse(self, reason: DropReason) -> None:
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+
+    def empty(self) -> None:
+        """Move everything into the mailbox and the books; on the session's thread."""
+        with self._lock:
+            while self._events:
+                self._mailbox.put(*self._events.popleft())
+            while self._refused:
+                reason, count = self._refused.popitem()
+                self._ledger.track(count)
+                self._ledger.drop(reason, count)
+
+    def end(self) -> None:
+        """Take nothing more; what is still here is closed out."""
+        with self._lock:
+            self._ended = True
+            while self._events:
+                self._events.popleft()
+                self._refuse(DropReason.CLOSED)
+
+    def counts(self) -> tuple[int, dict[DropReason, int]]:
+        """Events that wait here, and events refused here that no book has yet, by reason."""
+        with self._lock:
+            return len(self._events), dict(self._refused)

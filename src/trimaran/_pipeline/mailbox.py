@@ -1,0 +1,429 @@
+"""The edge of a session: the one place that sheds.
+
+In: events, from any code of the agent; never waits. Out: chunks of entries, in the
+order in which they were tracked.
+Does not know: what becomes of the entries, what an event means.
+
+Here an event is encoded, once: that costs a quarter of a microsecond, gives its
+exact size for the bound on memory, and keeps what the event said at that moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import trio
+
+from trimaran._events import Event
+from trimaran._pipeline.encoder import encode_fast
+from trimaran._pipeline.ledger import DropReason, Ledger
+from trimaran._pipeline.size import rough_size
+from trimaran._settings import Settings
+
+UNSET = msgspec.UNSET
+
+__all__ = ["Chunk", "Entry", "Flush", "Mailbox", "MemoryBudget"]
+
+ENTRY_OVERHEAD = 400
+"""Bytes that an event takes beside its encoded form while it waits: the object,
+the strings in it, the entry. Measured on CPython 3.11 for an event of ten fields."""
+
+ERROR_TEXT_WINDOW = 4096
+"""Characters of an error's text that are kept of an event that is too large. It is cut
+at 500 in the end, after masking; the rest is there so that no secret is cut in half."""
+
+MOST_MILLISECONDS = 1 << 53
+"""A timestamp past this is no time; it is 285,000 years, and what a double holds exactly."""
+
+_CHUNK = 200
+"""Entries handed on at once at most, so that the collector lets others run."""
+
+
+class Entry(NamedTuple):
+    """An event that waits."""
+
+    number: int
+    """Counts what went into this mailbox from 1; the order across its two queues."""
+    time: float
+    """When it was tracked, in seconds since the epoch."""
+    event: Event
+    encoded: bytes | None
+    """The event as JSON; None when it has no plain JSON form."""
+    size: int
+    """Bytes that it is charged with."""
+
+
+class Flush:
+    """A mark in the stream: reached when everything before it has its fate."""
+
+    __slots__ = ("_reached", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """The last entry before it."""
+        self._reached = trio.Event()
+
+    def reach(self) -> None:
+        """Wake who waits. May be called again."""
+        self._reached.set()
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether everything before it has its fate."""
+        return self._reached.is_set()
+
+    async def wait(self) -> None:
+        """Wait until it is reached; a cancel leaves it in the stream."""
+        await self._reached.wait()
+
+
+class Chunk(NamedTuple):
+    """Entries in order, and the marks that stand behind them."""
+
+    entries: list[Entry]
+    flushes: Sequence[Flush] = ()
+
+
+class MemoryBudget:
+    """Bytes that all sessions of a telemetry hold together.
+
+    When there is no room, the session that holds most sheds first: a quiet session
+    loses nothing to a loud one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._mailboxes: set[Mailbox] = set()
+        self._heaviest: Mailbox | None = None
+        self._starved: set[Mailbox] = set()
+
+    def join(self, mailbox: Mailbox) -> None:
+        """*mailbox* holds bytes from now on."""
+        self._mailboxes.add(mailbox)
+
+    def leave(self, mailbox: Mailbox) -> None:
+        """*mailbox* has ended and holds nothing any more."""
+        self._mailboxes.discard(mailbox)
+        self._starved.discard(mailbox)
+        if self._heaviest is mailbox:
+            self._heaviest = None
+
+    def release(self, size: int) -> None:
+        """*size* bytes are free again."""
+        self.used -= size
+        if self._starved:
+            starved, self._starved = self._starved, set()
+            for mailbox in starved:
+                mailbox.room_may_have_come()
+
+    def await_room(self, mailbox: Mailbox) -> None:
+        """Tell *mailbox* when bytes are freed."""
+        self._starved.add(mailbox)
+
+    def heaviest(self) -> Mailbox | None:
+        """The session to shed from; None when no mailbox holds anything.
+
+        It is looked for again only when the last one is down to an even share, so
+        that a long overload does not cost a walk over all sessions for each event.
+        """
+        heaviest = self._heaviest
+        share = self.limit // max(1, len(self._mailboxes))
+        if heaviest is None or heaviest.held <= share:
+            heaviest = max(self._mailboxes, key=_held, default=None)
+            self._heaviest = heaviest
+        return heaviest if heaviest is not None and heaviest.held > 0 else None
+
+
+def _held(mailbox: Mailbox) -> int:
+    return mailbox.held
+
+
+class Mailbox(trio.abc.ReceiveChannel[Chunk]):
+    """Takes events without ever waiting, hands them on in chunks.
+
+    Full, in events or in the telemetry's bytes, it sheds: routine events before
+    urgent ones, the oldest or the newest of them by policy.
+
+    Args:
+        settings: its bounds and policy.
+        ledger: the session's books.
+        budget: the telemetry's bytes.
+        wall_clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        ledger: Ledger,
+        budget: MemoryBudget,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._capacity = settings.mailbox_events
+        self._sheds_oldest = settings.mailbox_policy == "drop_oldest"
+        self._event_bytes = settings.event_bytes
+        self._ledger = ledger
+        self._budget = budget
+        self._wall_clock = wall_clock
+        self._last_number = 0
+        self._routine: deque[Entry] = deque()
+        self._urgent: deque[Entry] = deque()
+        self._flushes: deque[Flush] = deque()
+        self._outstanding: set[Flush] = set()
+        self._reader: trio.Event | None = None
+        self._writers = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self._ended = False
+        self._charged = 0
+        self._downstream = 0
+        self.peak = 0
+        """Most events that waited at once, as far as the reader saw."""
+        budget.join(self)
+
+    def __len__(self) -> int:
+        return len(self._routine) + len(self._urgent)
+
+    @property
+    def held(self) -> int:
+        """Bytes of what waits here, and could be shed."""
+        return self._charged - self._downstream
+
+    # The writing end, on the agent's side.
+
+    def put(self, event: Event, time: float | None = None, *, always: bool = False) -> None:
+        """Take *event*, shedding what the policy says if there is no room. Never raises.
+
+        Args:
+            event: what happened; anything else is counted as ``encode_error``.
+            time: seconds since the epoch; now, if None.
+            always: take it even without room; for what a session says of itself.
+        """
+        ledger = self._ledger
+        ledger.tracked += 1
+        ledger.pending += 1
+        if self._closed:
+            ledger.drop(DropReason.CLOSED)
+            return
+        entry = self._entry(event, time)
+        if isinstance(entry, DropReason):
+            ledger.drop(entry)
+        elif always or self._has_room(entry.size) or self._make_room(entry):
+            self._append(entry)
+        else:
+            ledger.drop(DropReason.MAILBOX_FULL)
+
+    async def put_when_room(self, event: Event, time: float | None = None) -> None:
+        """Take *event* as soon as there is room; nothing is shed for it.
+
+        Always a point of cancellation; it lets other tasks run only when it waits.
+        A cancel leaves the event untracked.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        entry = self._entry(event, time)
+        if not isinstance(entry, DropReason):
+            while not self._closed and not self._has_room(entry.size):
+                self._budget.await_room(self)
+                await self._writers.park()
+                self._last_number += 1
+                entry = entry._replace(number=self._last_number)
+            if not self._closed:
+                self._ledger.track()
+                self._append(entry)
+                return
+            entry = DropReason.CLOSED
+        self._ledger.track()
+        self._ledger.drop(DropReason.CLOSED if self._closed else entry)
+
+    def flush(self) -> Flush:
+        """Put a mark behind everything that was taken so far."""
+        mark = Flush(self._last_number)
+        if self._ended:
+            mark.reach()
+        else:
+            self._outstanding.add(mark)
+            self._flushes.append(mark)
+            self._wake_reader()
+        return mark
+
+    def forget(self, mark: Flush) -> None:
+        """Nobody waits for *mark* any more."""
+        self._outstanding.discard(mark)
+
+    def close(self) -> None:
+        """Take nothing more; what waits is still handed on."""
+        self._closed = True
+        self._wake_reader()
+        self._writers.unpark_all()
+
+    def room_may_have_come(self) -> None:
+        """Let those who wait for room look again."""
+        self._writers.unpark_all()
+
+    def _entry(self, event: Event, time: float | None) -> Entry | DropReason:
+        """An entry for *event*, or why there cannot be one."""
+        if not isinstance(event, Event):  # pyright: ignore[reportUnnecessaryIsInstance] - any caller
+            return DropReason.ENCODE_ERROR
+        if event.timestamp is not UNSET or event.session_id is not UNSET:
+            event, time = _unstamped(event, time)
+        encoded = encode_fast(event)
+        size = ENTRY_OVERHEAD + (rough_size(event) if encoded is None else len(encoded))
+        if size > self._event_bytes:
+            event = _shortened(event)
+            encoded = encode_fast(event)
+            size = ENTRY_OVERHEAD + (rough_size(event) if encoded is None else len(encoded))
+            if size > self._event_bytes:
+                return DropReason.TOO_LARGE
+        self._last_number = number = self._last_number + 1
+        return Entry(
+            number, self._wall_clock() if time is None else time, event, encoded, size
+        )
+
+    def _append(self, entry: Entry) -> None:
+        (self._urgent if entry.event.urgent else self._routine).append(entry)
+        self._charged += entry.size
+        self._budget.used += entry.size
+        if self._reader is not None:
+            self._wake_reader()
+
+    def _has_room(self, size: int) -> bool:
+        budget = self._budget
+        return (
+            len(self._routine) + len(self._urgent) < self._capacity
+            and budget.used + size <= budget.limit
+        )
+
+    def _make_room(self, entry: Entry) -> bool:
+        """Shed until *entry* fits; False when it is itself what has to go."""
+        if len(self) >= self._capacity and not self._shed_one(for_urgent=entry.event.urgent):
+            return False
+        budget = self._budget
+        while budget.used + entry.size > budget.limit:
+            heaviest = budget.heaviest()
+            if heaviest is None or not heaviest._shed_one(  # noqa: SLF001 - its own kind
+                for_urgent=entry.event.urgent or heaviest is not self
+            ):
+                return False
+        return True
+
+    def _shed_one(self, *, for_urgent: bool) -> bool:
+        """Drop one waiting entry, by policy; False when the new one should go instead."""
+        if self._routine:
+            if self._sheds_oldest:
+                shed = self._routine.popleft()
+            elif for_urgent:
+                shed = self._routine.pop()
+            else:
+                return False
+        elif self._urgent and for_urgent:
+            if not self._sheds_oldest:
+                return False
+            shed = self._urgent.popleft()
+        else:
+            return False
+        self._charged -= shed.size
+        self._budget.release(shed.size)
+        self._ledger.drop(DropReason.MAILBOX_FULL)
+        return True
+
+    def _wake_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.set()
+
+    # The reading end, on the collector's side.
+
+    async def receive(self) -> Chunk:
+        """The next entries in order, and the marks behind them; waits for some.
+
+        A cancel takes nothing out.
+
+        Raises:
+            trio.EndOfChannel: closed, and everything was handed on.
+        """
+        while not (self._routine or self._urgent or self._flushes):
+            if self._closed:
+                await trio.lowlevel.checkpoint()
+                raise trio.EndOfChannel
+            self._reader = trio.Event()
+            await self._reader.wait()
+        await trio.lowlevel.checkpoint()
+        return self._take()
+
+    def _take(self) -> Chunk:
+        self.peak = max(self.peak, len(self))
+        last = self._flushes[0].number if self._flushes else self._last_number
+        entries: list[Entry] = []
+        routine, urgent = self._routine, self._urgent
+        while len(entries) < _CHUNK:
+            if routine and not (urgent and urgent[0].number < routine[0].number):
+                queue = routine
+            elif urgent:
+                queue = urgent
+            else:
+                break
+            if queue[0].number > last:
+                break
+            entries.append(queue.popleft())
+        self._downstream += sum(entry.size for entry in entries)
+        if self._writers:
+            self._writers.unpark(count=len(entries))
+        return Chunk(entries, self._reached(entries))
+
+    def _reached(self, taken: list[Entry]) -> list[Flush]:
+        """Take the marks that have nothing before them any more."""
+        heads = [queue[0].number for queue in (self._routine, self._urgent) if queue]
+        first_waiting = min(heads, default=self._last_number + 1)
+        reached: list[Flush] = []
+        while self._flushes and self._flushes[0].number < first_waiting:
+            reached.append(self._flushes.popleft())
+        return reached
+
+    def release(self, size: int) -> None:
+        """The fate of *size* bytes that were handed on is known: they are free."""
+        self._charged -= size
+        self._downstream -= size
+        self._budget.release(size)
+
+    def end(self) -> None:
+        """The session's tasks are over: nothing that waits will be handed on.
+
+        Its bytes, here and downstream, are free again; the books are the caller's.
+        """
+        self._ended = True
+        self.close()
+        self._budget.release(self._charged)
+        self._budget.leave(self)
+        self._charged = self._downstream = 0
+        self._routine.clear()
+        self._urgent.clear()
+        self._flushes.clear()
+        for mark in self._outstanding:
+            mark.reach()
+        self._outstanding.clear()
+
+    async def aclose(self) -> None:
+        """Close the reading end: nothing more is taken, since nothing would be handed on."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+def _unstamped(event: Event, time: float | None) -> tuple[Event, float | None]:
+    """*event* without stamps of its own; its timestamp (ms) becomes the time (s)."""
+    stamp = event.timestamp
+    if isinstance(stamp, (int, float)) and 0 <= stamp < MOST_MILLISECONDS:
+        time = stamp / 1000
+    return msgspec.structs.replace(event, timestamp=UNSET, session_id=UNSET), time
+
+
+def _shortened(event: Event) -> Event:
+    """*event* with its error texts cut to a window."""
+    cut: dict[str, object] = {}
+    for name in event.cut_fields:
+        text = getattr(event, name, None)
+        if isinstance(text, str) and len(text) > ERROR_TEXT_WINDOW:
+            cut[name] = text[:ERROR_TEXT_WINDOW]
+    return msgspec.structs.replace(event, **cut) if cut else event
