@@ -1,0 +1,140 @@
+"""Stage 1: what leaves it is masked, complete and counted.
+
+In: chunks of entries from the mailbox. Out: the same chunks, their events masked and
+with the fields that a session fills in.
+Does not know: batches, sending, the session itself.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+from trio.abc import ReceiveChannel, SendChannel
+
+from trimaran._events import Event, Generation, SessionEnd, Tokens, ToolCall, tool_type_of
+from trimaran._pipeline.ledger import DropReason
+from trimaran._pipeline.mailbox import Chunk, Entry
+from trimaran._pipeline.redact import Redactor
+
+__all__ = ["ToolSequence", "Totals", "collect"]
+
+UNSET = msgspec.UNSET
+
+
+class ToolSequence:
+    """Numbers a session's tool calls from 0, in the order in which they began.
+
+    Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0
+        self._previous: str | None = None
+
+    def begin(self, tool_name: str) -> tuple[int, str | None]:
+        """The index of the call that begins now, and the tool called before it."""
+        with self._lock:
+            index, previous = self._next, self._previous
+            self._next, self._previous = index + 1, tool_name
+        return index, previous
+
+
+class Totals:
+    """What ``session_end`` says of all the events that went through a session."""
+
+    def __init__(self) -> None:
+        self.cost: float = 0.0
+        self.tokens = 0
+        self.tool_calls = 0
+
+    def count_generation(self, event: Generation) -> None:
+        """Add a generation's cost and tokens. What is no number counts as nothing."""
+        if _is_number(event.cost):
+            self.cost += event.cost
+        if isinstance(event.tokens, Tokens):  # pyright: ignore[reportUnnecessaryIsInstance]
+            self.tokens += sum(filter(_is_number, msgspec.structs.astuple(event.tokens)))
+
+    def complete(self, event: SessionEnd) -> SessionEnd:
+        """*event* with the totals so far in place of those that it leaves unset."""
+        return replace(
+            event,
+            total_cost=_given(event.total_cost, self.cost),
+            total_tokens=_given(event.total_tokens, self.tokens),
+            tool_call_count=_given(event.tool_call_count, self.tool_calls),
+        )
+
+
+async def collect(
+    receive: ReceiveChannel[Chunk],
+    send: SendChannel[Chunk],
+    *,
+    redactor: Redactor,
+    tools: ToolSequence,
+    drop: Callable[[Entry, DropReason], None],
+) -> None:
+    """Run the stage until its input ends; both its ends are closed then.
+
+    An event that cannot be masked is dropped alone, through *drop*. A cancel leaves
+    what the stage holds to the session, which counts it.
+    """
+    totals = Totals()
+    async with receive, send:
+        async for chunk in receive:
+            entries: list[Entry] = []
+            for entry in chunk.entries:
+                event = entry.event
+                try:
+                    complete = _completed(event, totals, tools)
+                    masked = redactor.redact(complete)
+                except Exception:  # noqa: BLE001 - one hostile value must cost one event
+                    drop(entry, DropReason.ENCODE_ERROR)
+                    continue
+                entries.append(
+                    entry if masked is event else entry._replace(event=masked, encoded=None)
+                )
+            await send.send(Chunk(entries, chunk.flushes))
+
+
+def _completed(event: Event, totals: Totals, tools: ToolSequence) -> Event:
+    """Count *event*, and fill in the fields that it leaves to the session."""
+    if isinstance(event, ToolCall):
+        totals.tool_calls += 1
+        if event.sequence_index is UNSET or event.tool_type is UNSET:
+            return _completed_tool_call(event, tools)
+    elif isinstance(event, Generation):
+        totals.count_generation(event)
+    elif isinstance(event, SessionEnd):
+        return totals.complete(event)
+    return event
+
+
+def _completed_tool_call(event: ToolCall, tools: ToolSequence) -> ToolCall:
+    name = event.tool_name if isinstance(event.tool_name, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
+    if event.sequence_index is UNSET:
+        index, previous = tools.begin(name)
+        event = replace(
+            event,
+            sequence_index=index,
+            previous_tool=_given(event.previous_tool, previous),
+        )
+    return replace(event, tool_type=_given(event.tool_type, tool_type_of(name)))
+
+
+_Value = TypeVar("_Value")
+
+
+def _given(value: _Value | msgspec.UnsetType, otherwise: _Value) -> _Value:
+    return otherwise if value is UNSET else value
+
+
+def _is_number(value: object) -> bool:
+    """A finite number, and not a bool."""
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )

@@ -1,0 +1,75 @@
+"""The origin's wire: what a batch looks like as the body of a request, and back.
+
+In: a session's context and events that are encoded already; the answer's body.
+Out: bytes; which events of a batch the endpoint refused.
+Does not know: how requests are made, what an event means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+__all__ = ["INGEST_PATH", "Context", "body", "endpoint_url", "refused_indexes", "stamped"]
+
+INGEST_PATH = "/api/observability/ingest"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said once for each batch of a session."""
+
+    session_id: str
+    cli_version: str = ""
+    user_email: str = ""
+    project_id: str = ""
+
+
+class _Refusal(msgspec.Struct):
+    index: int
+
+
+class _PartialAnswer(msgspec.Struct):
+    rejected: list[_Refusal] = []
+
+
+_partial_answers = msgspec.json.Decoder(_PartialAnswer)
+
+
+def endpoint_url(base: str) -> str:
+    """The URL that batches are posted to."""
+    return base.rstrip("/") + INGEST_PATH
+
+
+def stamped(encoded: bytes, *, timestamp: int, session_id_json: bytes) -> bytes:
+    """An encoded event with the session's stamps; *timestamp* in ms since the epoch.
+
+    *encoded* is a JSON object with at least one member and neither stamp in it.
+    """
+    return b'{"timestamp":%d,"session_id":%b,' % (timestamp, session_id_json) + encoded[1:]
+
+
+def body(context: Context, events: Sequence[bytes], *, timestamp: int) -> bytes:
+    """The body of a batch; *timestamp* is when it was made, in ms since the epoch."""
+    return b'{"session_id":%b,"cli_version":%b,"user_email":%b,"project_id":%b,' % (
+        _encode(context.session_id),
+        _encode(context.cli_version),
+        _encode(context.user_email),
+        _encode(context.project_id),
+    ) + b'"timestamp":%d,"events":[%b]}' % (timestamp, b",".join(events))
+
+
+def refused_indexes(answer: bytes, *, count: int) -> frozenset[int]:
+    """Which of a batch's *count* events a 207 answer refused.
+
+    An answer that cannot be read refuses none: the endpoint did say success.
+    """
+    try:
+        partial = _partial_answers.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return frozenset()
+    return frozenset(
+        refusal.index for refusal in partial.rejected if 0 <= refusal.index < count
+    )
