@@ -1,0 +1,66 @@
+"""The seam to the network: what one attempt is, whoever makes it.
+
+In: a request, whole. Out: the endpoint's answer, or a :class:`TransportError`.
+Does not know: tokens, retries, batches; each attempt stands for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+__all__ = ["ANSWER_LIMIT", "Answer", "Request", "Transport", "TransportError"]
+
+ANSWER_LIMIT = 64 * 1024
+"""Bytes of an answer's body that are read at most; the rest is cut off with the
+connection. A 207 that refuses all of 200 events takes about 20,000."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One POST. ``repr`` shows neither headers nor body: they carry the token."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Request(url={self.url!r}, {len(self.body)} bytes)"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the endpoint said: a status, ``Retry-After`` as it came, and the body's
+    first :data:`ANSWER_LIMIT` bytes."""
+
+    status: int
+    retry_after: str | None = None
+    body: bytes = b""
+
+
+class TransportError(Exception):
+    """An attempt ended without an answer: not connected, broken off, out of time.
+
+    The endpoint may or may not have taken the batch. The message names the kind
+    of failure and never quotes the request.
+    """
+
+
+class Transport(Protocol):
+    """Makes single attempts. One transport serves all sessions of a telemetry."""
+
+    async def attempt(self, request: Request) -> Answer:
+        """Post *request* once and give the answer, whatever its status.
+
+        It sets no time limit: the caller cancels it after
+        ``Settings.request_timeout``. A cancelled attempt leaves the transport
+        usable, and leaves open whether the endpoint took the request.
+
+        Raises:
+            TransportError: there is no answer.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close what is open. May be cancelled, and closes then without grace."""
+        ...

@@ -1,0 +1,91 @@
+"""One attempt over HTTP, through one client for all sessions.
+
+In: a request. Out: the answer, read to a bound.
+Does not know: what the answer means. The only file that imports httpx.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from contextvars import ContextVar
+
+import httpx
+import truststore
+
+from trimaran._transport import ANSWER_LIMIT, Answer, Request, TransportError
+
+__all__ = ["HttpTransport"]
+
+_delivering: ContextVar[bool] = ContextVar("trimaran_delivering", default=False)
+
+
+def _is_not_ours(_record: logging.LogRecord) -> bool:
+    """Keeps httpx's line for each request out of the host's log, for our requests only."""
+    return not _delivering.get()
+
+
+class HttpTransport:
+    """A :class:`~trimaran.Transport` over one ``httpx.AsyncClient``.
+
+    Certificates are checked against the operating system's trust store; proxies are
+    taken from the environment as httpx does; redirects are not followed.
+    Making one reads certificates, and importing this file imports httpx: both take
+    tens of milliseconds, which is why it is done in a thread.
+    """
+
+    def __init__(self, *, max_connections: int) -> None:
+        self._client = httpx.AsyncClient(
+            verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            # The caller's cancel scope is the one clock: httpx's own limits would
+            # each cover a part of an attempt, and none the whole.
+            timeout=None,
+            follow_redirects=False,
+            limits=httpx.Limits(
+                max_connections=max_connections, max_keepalive_connections=max_connections
+            ),
+        )
+        self._logger = logging.getLogger(httpx.__name__)
+
+    async def attempt(self, request: Request) -> Answer:
+        """Post once. See :class:`~trimaran.Transport`."""
+        self._logger.addFilter(_is_not_ours)  # once only: adding it again changes nothing
+        token = _delivering.set(True)
+        try:
+            async with self._client.stream(
+                "POST",
+                request.url,
+                # Answers are read raw, so that a bound on them is a bound on memory.
+                headers={**request.headers, "accept-encoding": "identity"},
+                content=request.body,
+            ) as response:
+                body = b""
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) >= ANSWER_LIMIT:
+                        break
+                return Answer(
+                    response.status_code,
+                    response.headers.get("retry-after"),
+                    body[:ANSWER_LIMIT],
+                )
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+            raise TransportError(_describe(error)) from None
+        finally:
+            _delivering.reset(token)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self._logger.removeFilter(_is_not_ours)
+        await self._client.aclose()
+
+
+def _describe(error: Exception) -> str:
+    """The kind of a failure, with its text where that cannot quote the request.
+
+    A local protocol error does: h11 names the header that it refuses, and so a token.
+    """
+    kind = type(error).__name__
+    if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError)) and str(error):
+        return f"{kind}: {error}"
+    return kind
