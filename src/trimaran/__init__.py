@@ -1,1 +1,79 @@
-"""Telemetry for AI-agent sessions, native to trio."""
+"""Telemetry for AI-agent sessions, native to trio.
+
+The layout follows the data: a session's mailbox, then its three stages in
+``_pipeline`` (collector, batcher, sender), then the endpoint and the transport that all
+sessions share. ``_telemetry`` holds the supervisor, ``_session`` joins the stages.
+This file holds names, and no logic.
+"""
+
+from trimaran._account import (
+    Account,
+    AccountProvider,
+    CredentialsError,
+    CredentialsFile,
+    StaticAccount,
+)
+from trimaran._decision import Decision, Tier, resolve
+from trimaran._events import (
+    BridgeCall,
+    BuiltInEvent,
+    Command,
+    CompactionTriggered,
+    ContextOverflowRecovered,
+    ErrorEvent,
+    Event,
+    Generation,
+    SessionEnd,
+    SessionStart,
+    Tokens,
+    ToolCall,
+    ToolOutputsPruned,
+)
+from trimaran._pipeline.ledger import DropReason, Statistics
+from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
+from trimaran._session import Flushed, Session, current_session
+from trimaran._settings import Settings
+from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
+from trimaran._transport import Answer, Request, Transport, TransportError
+from trimaran._version import __version__
+
+__all__ = [
+    "Account",
+    "AccountProvider",
+    "Answer",
+    "BridgeCall",
+    "BridgeMeasure",
+    "BuiltInEvent",
+    "Command",
+    "CompactionTriggered",
+    "ContextOverflowRecovered",
+    "CredentialsError",
+    "CredentialsFile",
+    "Decision",
+    "DropReason",
+    "ErrorEvent",
+    "Event",
+    "Flushed",
+    "Generation",
+    "GenerationMeasure",
+    "Request",
+    "Session",
+    "SessionEnd",
+    "SessionStart",
+    "Settings",
+    "StaticAccount",
+    "Statistics",
+    "Telemetry",
+    "Tier",
+    "Tokens",
+    "ToolCall",
+    "ToolMeasure",
+    "ToolOutputsPruned",
+    "Transport",
+    "TransportError",
+    "__version__",
+    "current_session",
+    "open_telemetry",
+    "resolve",
+    "run_telemetry",
+]

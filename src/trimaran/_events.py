@@ -53,9 +53,9 @@ def _wire_name(class_name: str) -> str:
     return _WORD_START.sub("_", class_name).lower()
 
 
-def tool_type_of(tool_name: str) -> ToolType:
+def tool_type_of(tool_name: object) -> ToolType:
     """``"mcp"`` for a tool whose name starts with ``mcp__``, else ``"standard"``."""
-    return "mcp" if tool_name.startswith("mcp__") else "standard"
+    return "mcp" if isinstance(tool_name, str) and tool_name.startswith("mcp__") else "standard"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=_wire_name):
@@ -200,13 +200,14 @@ class SessionStart(Event, frozen=True, kw_only=True):
 class SessionEnd(Event, frozen=True, kw_only=True):
     """A session ended, with the totals of every event that went through it.
 
-    Made by the session itself. ``total_cost`` is in the unit of the generations'
-    costs, US dollars by convention; ``duration_ms`` in milliseconds.
+    Made by the session itself, which fills in the totals that are left unset.
+    ``total_cost`` is in the unit of the generations' costs, US dollars by convention;
+    ``duration_ms`` in milliseconds.
     """
 
-    total_cost: float = 0.0
-    total_tokens: int = 0
-    tool_call_count: int = 0
+    total_cost: float | msgspec.UnsetType = UNSET
+    total_tokens: int | msgspec.UnsetType = UNSET
+    tool_call_count: int | msgspec.UnsetType = UNSET
     duration_ms: int | float = 0
 
     urgent: ClassVar[bool] = True
