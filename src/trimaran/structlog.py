@@ -1,0 +1,86 @@
+"""Log records as the source of events.
+
+In: structlog's event dicts, as a processor in the host's chain.
+Out: the same event dicts, unchanged; and typed events of the current session.
+Does not know: how records are rendered; it configures nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import msgspec
+
+from trimaran._events import BUILT_IN_EVENTS, ErrorEvent, Event
+from trimaran._recording import message_of
+from trimaran._session import SILENT, current_session
+
+__all__ = ["TelemetryProcessor"]
+
+_STAMPS = frozenset({"timestamp", "session_id"})
+"""Fields that are the session's to stamp; a record's own timestamp is a matter of the
+host's format."""
+
+
+class TelemetryProcessor:
+    """Turns records whose event name is an event type into events; put it before the renderer.
+
+    ``log.info("tool_call", tool_name="bash", duration_ms=12)`` becomes a
+    :class:`~trimaran.ToolCall` of the session that is current where the call stands.
+    A record's keys that are no fields of the event are left out of it. A record that
+    lacks a required field, or has one of another kind, is counted in the session as
+    dropped, ``encode_error``. ``log.exception("error")`` takes name and message from
+    the exception where the record does not give them.
+
+    Outside of a session nothing happens. It never raises, never waits and always
+    returns the very event dict that it was given.
+
+    Args:
+        events: the host's own event classes, beside the ten of the wire.
+    """
+
+    def __init__(self, *, events: Iterable[type[Event]] = ()) -> None:
+        own = {str(event.__struct_config__.tag): event for event in events}
+        self._kinds: Mapping[str, type[Event]] = {**BUILT_IN_EVENTS, **own}
+        self._fields = {
+            kind: frozenset(kind.__struct_fields__) - _STAMPS for kind in self._kinds.values()
+        }
+
+    def __call__(
+        self,
+        logger: Any,  # noqa: ANN401, ARG002 - structlog's signature of a processor
+        method_name: str,  # noqa: ARG002
+        event_dict: MutableMapping[str, Any],
+    ) -> MutableMapping[str, Any]:
+        """See the class."""
+        name = event_dict.get("event")
+        kind = self._kinds.get(name) if isinstance(name, str) else None
+        if kind is not None:
+            session = current_session()
+            if session is not SILENT:
+                session.track(self._event(kind, event_dict))
+        return event_dict
+
+    def _event(self, kind: type[Event], record: Mapping[str, Any]) -> Event:
+        values = {name: record[name] for name in self._fields[kind] if name in record}
+        if kind is ErrorEvent:
+            error = _exception_of(record.get("exc_info"))
+            if error is not None:
+                values.setdefault("error_name", type(error).__name__)
+                values.setdefault("error_message", message_of(error))
+        try:
+            return msgspec.convert(values, kind, strict=False)
+        except Exception:  # noqa: BLE001 - a record may hold anything
+            # No event: the session counts it as one that could not be encoded.
+            return values  # type: ignore[return-value]
+
+
+def _exception_of(exc_info: object) -> BaseException | None:
+    """The exception of a record's ``exc_info``, in any of the forms that structlog takes."""
+    if isinstance(exc_info, BaseException):
+        return exc_info
+    if isinstance(exc_info, tuple):
+        return next((part for part in exc_info if isinstance(part, BaseException)), None)
+    return sys.exc_info()[1] if exc_info else None

@@ -1,0 +1,166 @@
+"""What programs that use Trimaran need in their own tests; nothing here touches a network.
+
+In: the code under test, given a telemetry or a transport. Out: what it would have sent,
+as typed events.
+Does not know: pytest; the fixture ``trimaran_capture`` is made of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from trimaran._account import AccountProvider
+from trimaran._decision import switch_name
+from trimaran._events import Event
+from trimaran._settings import Settings
+from trimaran._telemetry import Telemetry, open_telemetry
+from trimaran._transport import Answer, Request, TransportError
+
+__all__ = ["Capture", "CapturedBatch", "ScriptedTransport"]
+
+_Event = TypeVar("_Event", bound=Event)
+
+OK = Answer(200)
+CAPTURE_URL = "https://capture.invalid"
+"""Where a capture says that it delivers; the name cannot exist (RFC 2606)."""
+
+
+class CapturedBatch(msgspec.Struct, frozen=True):
+    """One request of a session, read back."""
+
+    session_id: str
+    cli_version: str
+    user_email: str
+    project_id: str
+    timestamp: int
+    events: list[Event]
+
+
+class ScriptedTransport:
+    """A transport that follows a script, and keeps the requests.
+
+    Each step is an answer to give, an error to raise, or seconds to hang before the
+    next step; after the last one every request is answered with 200.
+
+    Args:
+        script: the steps, in order.
+    """
+
+    def __init__(self, script: Iterable[Answer | TransportError | float] = ()) -> None:
+        self._script = iter(script)
+        self.requests: list[Request] = []
+        """Every request made, in order."""
+        self.taken: list[Request] = []
+        """The requests that were answered with success."""
+
+    async def attempt(self, request: Request) -> Answer:
+        """Follow the script. A checkpoint."""
+        self.requests.append(request)
+        await trio.lowlevel.checkpoint()
+        for step in self._script:
+            if isinstance(step, TransportError):
+                raise step
+            if isinstance(step, Answer):
+                return self._answered(request, step)
+            await trio.sleep(step)
+        return self._answered(request, OK)
+
+    def _answered(self, request: Request, answer: Answer) -> Answer:
+        if 200 <= answer.status < 300:
+            self.taken.append(request)
+        return answer
+
+    async def aclose(self) -> None:
+        """Nothing is open. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+
+
+class Capture(ScriptedTransport):
+    """Telemetry that ends in memory, read back as typed events.
+
+    Give its :meth:`open` in place of :func:`trimaran.open_telemetry`, or pass the
+    capture itself as ``transport=``. A batch counts when it was answered with success,
+    that is after a flush, or after the telemetry was left.
+    """
+
+    def __repr__(self) -> str:
+        return f"<Capture: {len(self.events())} events>"
+
+    def open(
+        self,
+        app: str = "test",
+        *,
+        version: str = "",
+        account: AccountProvider | None = None,
+        settings: Settings | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> AbstractAsyncContextManager[Telemetry]:
+        """A telemetry that ends here; strict, so that a bug in it comes out.
+
+        Args:
+            app: as for :func:`trimaran.open_telemetry`, and so for the others.
+            version: the host's version.
+            account: who is logged in; None is anonymous.
+            settings: the limits; made strict.
+            environ: the switches; None switches on, whatever the real environment says.
+        """
+        chosen = Settings() if settings is None else settings
+        return open_telemetry(
+            app,
+            version=version,
+            account=account,
+            settings=msgspec.structs.replace(chosen, strict=True),
+            environ={switch_name(app, "URL"): CAPTURE_URL} if environ is None else environ,
+            transport=self,
+        )
+
+    def batches(self) -> list[CapturedBatch]:
+        """What was delivered, batch by batch. A repeated key counts once."""
+        seen: set[str] = set()
+        batches: list[CapturedBatch] = []
+        for request in self.taken:
+            key = request.headers.get("idempotency-key", "")
+            if key not in seen:
+                seen.add(key)
+                batches.append(_read(request.body))
+        return batches
+
+    def events(self, kind: type[_Event] = Event) -> list[_Event]:  # type: ignore[assignment]
+        """What was delivered, of one class of events or of all, in order of delivery."""
+        return [
+            event
+            for batch in self.batches()
+            for event in batch.events
+            if isinstance(event, kind)
+        ]
+
+    def sessions(self) -> dict[str, list[Event]]:
+        """What was delivered, by session id."""
+        sessions: dict[str, list[Event]] = {}
+        for batch in self.batches():
+            sessions.setdefault(batch.session_id, []).extend(batch.events)
+        return sessions
+
+
+def _read(body: bytes) -> CapturedBatch:
+    envelope: dict[str, Any] = msgspec.json.decode(body)
+    kinds = {str(kind.__struct_config__.tag): kind for kind in _all_kinds(Event)}
+    return CapturedBatch(
+        **{**envelope, "events": [_typed(event, kinds) for event in envelope["events"]]}
+    )
+
+
+def _typed(event: dict[str, Any], kinds: Mapping[str, type[Event]]) -> Event:
+    return msgspec.convert(event, kinds[event["type"]])
+
+
+def _all_kinds(base: type[Event]) -> Iterator[type[Event]]:
+    """Every event class that exists, the host's own included."""
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _all_kinds(kind)
