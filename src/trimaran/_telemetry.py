@@ -263,7 +263,10 @@ async def open_telemetry(
         yield Telemetry(decision, None)
         return
 
-    await trio.to_thread.run_sync(_import_structlog)
+    # Here rather than in the first session: it takes tens of milliseconds. Not in a
+    # thread: a clock that jumps ahead while nothing runs does not wait for threads.
+    import structlog.contextvars  # noqa: F401, PLC0415
+
     tokens = None
     user_email = ""
     if decision.tier is Tier.AUTHENTICATED:
@@ -346,11 +349,6 @@ async def _look_up(
             return CredentialsError("its token cannot stand in a header"), None
         return found, token
     return CredentialsError(f"it took more than {timeout:g} s"), None
-
-
-def _import_structlog() -> None:
-    """Import it before the first session needs it: it takes tens of milliseconds."""
-    import structlog.contextvars  # noqa: F401, PLC0415
 
 
 async def run_telemetry(

@@ -1,0 +1,575 @@
+"""Lifetimes: what leaving the block does to it, to its exception and to what is pending."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+
+import trimaran
+from trimaran.testing import Capture, ScriptedTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from conftest import LoopbackEndpoint
+
+FOREVER = float("inf")
+LOOPBACK = {"TEST_TELEMETRY_URL": "http://127.0.0.1:9"}
+CALL = trimaran.ToolCall(tool_name="bash")
+
+
+def books_add_up(books: trimaran.Statistics) -> bool:
+    """Whether every event has exactly one fate."""
+    return books.tracked == books.delivered + books.dropped_total + books.pending
+
+
+class Login:
+    """An account whose parts may be missing, slow or broken."""
+
+    def __init__(
+        self,
+        *,
+        account: trimaran.Account | None | Exception = None,
+        token: str | None | Exception = "secret-token",  # noqa: S107 - a test's token
+        delay: float = 0.0,
+    ) -> None:
+        self._account = account
+        self._token = token
+        self._delay = delay
+        self.asked = 0
+
+    async def account(self) -> trimaran.Account | None:
+        self.asked += 1
+        await trio.sleep(self._delay)
+        if isinstance(self._account, Exception):
+            raise self._account
+        return self._account
+
+    async def token(self, *, refresh: bool) -> str | None:
+        assert not refresh
+        if isinstance(self._token, Exception):
+            raise self._token
+        return self._token
+
+
+async def test_leaving_the_block_delivers_what_is_pending() -> None:
+    """Everything tracked before the end is delivered, start and end included."""
+    capture = Capture()
+
+    async with capture.open() as telemetry, telemetry.session() as session:
+        session.track(CALL)
+
+    assert [type(event) for event in capture.events()] == [
+        trimaran.SessionStart,
+        trimaran.ToolCall,
+        trimaran.SessionEnd,
+    ]
+    assert session.statistics().pending == 0
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), StopAsyncIteration()]
+)
+async def test_an_exception_comes_out_as_the_same_object(error: BaseException) -> None:
+    """No group around it, nothing in its place, and the events are delivered all the same."""
+    capture = Capture()
+
+    with pytest.raises(type(error)) as caught:
+        async with capture.open() as telemetry, telemetry.session():
+            raise error
+
+    assert caught.value is error
+    assert len(capture.events(trimaran.SessionEnd)) == 1
+
+
+async def test_an_exception_group_of_the_block_comes_out_as_the_same_object() -> None:
+    """A group that the host raises is the host's, and is not taken apart."""
+    group = ExceptionGroup("mine", [ValueError("one")])
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Capture().open():
+            raise group
+
+    assert caught.value is group
+
+
+async def test_the_exception_is_the_same_against_a_hung_endpoint(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The deadline cuts the drain; it does not replace the exception."""
+    error = ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with Capture([FOREVER]).open() as telemetry, telemetry.session():
+            raise error
+
+    assert caught.value is error
+
+
+async def test_a_cancelled_block_still_delivers(autojump_clock: trio.testing.MockClock) -> None:
+    """The stages outlive the body: what it tracked in its last moment goes out too."""
+    capture = Capture()
+
+    with trio.move_on_after(1) as scope:
+        async with capture.open() as telemetry, telemetry.session() as session:
+            try:
+                await trio.sleep_forever()
+            finally:
+                session.command("undo")
+
+    assert scope.cancelled_caught
+    assert [type(event) for event in capture.events()] == [
+        trimaran.SessionStart,
+        trimaran.Command,
+        trimaran.SessionEnd,
+    ]
+
+
+@pytest.mark.parametrize("how", ["normally", "by exception", "by cancellation"])
+async def test_a_hung_endpoint_ends_at_the_deadline(
+    how: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Leaving takes drain_timeout at most, and what was pending is counted."""
+    settings = trimaran.Settings(drain_timeout=2.0)
+    left = 0.0
+
+    with trio.CancelScope() as scope:
+        try:
+            async with (
+                Capture([FOREVER]).open(settings=settings) as telemetry,
+                telemetry.session() as session,
+            ):
+                session.track(CALL)
+                await trio.sleep(1)  # the request is under way by now
+                left = trio.current_time()
+                if how == "by exception":
+                    raise KeyError(how)
+                if how == "by cancellation":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+        except KeyError:
+            pass
+
+    assert trio.current_time() - left == pytest.approx(2.0)
+    assert session.statistics().dropped == {"drain_timeout": 3}
+    assert books_add_up(session.statistics())
+
+
+async def test_a_sleeping_retry_ends_at_the_deadline(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A backoff longer than the drain does not hold up the exit."""
+    refusal = trimaran.Answer(503, retry_after="60")
+
+    began = trio.current_time()
+    async with Capture([refusal] * 9).open() as telemetry, telemetry.session() as session:
+        pass
+
+    assert trio.current_time() - began == pytest.approx(2.0)
+    assert session.statistics().dropped == {"drain_timeout": 2}
+
+
+async def test_a_drain_timeout_of_zero_leaves_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Zero seconds is a choice: nothing is waited for, everything is counted."""
+    began = trio.current_time()
+
+    async with (
+        Capture([FOREVER]).open(settings=trimaran.Settings(drain_timeout=0)) as telemetry,
+        telemetry.session() as session,
+    ):
+        pass
+
+    assert trio.current_time() == began
+    assert books_add_up(session.statistics())
+    assert session.statistics().pending == 0
+
+
+async def test_cancelled_before_it_is_open_it_does_not_hang() -> None:
+    """A scope that is cancelled already lets nothing start, and nothing is left behind."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with Capture().open() as telemetry, telemetry.session():
+            pass
+
+    assert scope.cancelled_caught
+
+
+async def test_cancelled_while_it_drains_it_still_drains(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The host's cancellation during the drain neither cuts nor prolongs it."""
+    capture = Capture([1.0])
+
+    with trio.move_on_after(0.5) as scope:
+        async with capture.open() as telemetry, telemetry.session() as session:
+            pass
+
+    assert scope.cancelled_caught
+    assert session.statistics().dropped_total == 0
+    assert len(capture.events()) == 2
+
+
+async def test_sessions_left_open_by_other_tasks_are_ended(nursery: trio.Nursery) -> None:
+    """Leaving the telemetry ends every session; what comes later is counted as closed."""
+    capture = Capture()
+    opened: list[trimaran.Session] = []
+
+    async def other_task(telemetry: trimaran.Telemetry) -> None:
+        async with telemetry.session(session_id="other") as session:
+            opened.append(session)
+            await trio.sleep_forever()
+
+    async with capture.open() as telemetry:
+        nursery.start_soon(other_task, telemetry)
+        await trio.testing.wait_all_tasks_blocked()
+
+    opened[0].track(CALL)
+    await opened[0].send(CALL)
+    assert [type(event) for event in capture.sessions()["other"]] == [
+        trimaran.SessionStart,
+        trimaran.SessionEnd,
+    ]
+    assert opened[0].statistics().dropped == {"closed": 2}
+    assert books_add_up(opened[0].statistics())
+
+
+async def test_a_session_opened_after_the_end_counts_and_sends_nothing() -> None:
+    """A telemetry that was left still gives sessions; their events are closed out."""
+    capture = Capture()
+    async with capture.open() as telemetry:
+        pass
+
+    async with telemetry.session() as session:
+        session.track(CALL)
+        await session.send(CALL)
+        assert await session.flush(timeout=1)
+
+    books = session.statistics()
+    assert books.pending == 0
+    assert books.dropped == {"closed": books.tracked}
+    assert capture.requests == []
+
+
+async def test_embedded_in_a_nursery_of_the_host(autojump_clock: trio.testing.MockClock) -> None:
+    """nursery.start() gives the telemetry; cancelling the nursery drains it."""
+    transport = ScriptedTransport()
+
+    async with trio.open_nursery() as nursery:
+        telemetry: trimaran.Telemetry = await nursery.start(
+            partial(trimaran.run_telemetry, "test", environ=LOOPBACK, transport=transport)
+        )
+        async with telemetry.session() as session:
+            session.track(CALL)
+        nursery.cancel_scope.cancel()
+
+    assert session.statistics().delivered == 3
+
+
+async def test_two_apps_in_one_process_do_not_meet() -> None:
+    """Each has its own decision, sessions and delivery; current_session() is the innermost."""
+    one, two = Capture(), Capture()
+
+    async with one.open("one") as first, two.open("two") as second:
+        async with first.session(session_id="a") as a:
+            async with second.session(session_id="b"):
+                trimaran.current_session().command("inner")
+            trimaran.current_session().command("outer")
+        assert a.id == "a"
+
+    assert [event.command_name for event in one.events(trimaran.Command)] == ["outer"]
+    assert [event.command_name for event in two.events(trimaran.Command)] == ["inner"]
+
+
+async def test_a_disabled_app_inside_an_enabled_one_does_not_leak_into_it() -> None:
+    """Inside a session of a disabled telemetry, the current one does nothing."""
+    capture = Capture()
+
+    async with (
+        capture.open("one") as on,
+        trimaran.open_telemetry("two", environ={}) as off,
+        on.session(),
+        off.session(),
+    ):
+        trimaran.current_session().command("private")
+
+    assert capture.events(trimaran.Command) == []
+
+
+@pytest.mark.parametrize("app", ["", " ", None, 7])
+async def test_an_app_without_a_name_is_the_callers_mistake(app: Any) -> None:
+    """The message says what a name is."""
+    with pytest.raises(ValueError, match="the app's name must be text"):
+        async with trimaran.open_telemetry(app):
+            pass
+
+
+async def test_a_bug_in_a_stage_ends_one_session_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The agent sees nothing of it, the other session everything of its own."""
+    transport = ScriptedTransport()
+
+    async with trimaran.open_telemetry(
+        "test", environ=LOOPBACK, transport=transport
+    ) as telemetry:
+        async with telemetry.session(session_id="bad") as bad, telemetry.session() as good:
+
+            async def broken(_receive: object) -> None:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(bad._sender, "run", broken)  # type: ignore[attr-defined]  # noqa: SLF001
+            with structlog.testing.capture_logs() as logs:
+                bad.track(CALL)
+                good.track(CALL)
+                assert await good.flush(timeout=1)
+                assert await bad.flush(timeout=1)
+                bad.track(CALL)
+
+    assert good.statistics().delivered == 3
+    assert bad.statistics().dropped == {"bug": 2, "closed": 2}
+    assert books_add_up(bad.statistics())
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("telemetry failed", "ZeroDivisionError")
+    ]
+
+
+async def test_strict_lets_a_bug_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run strict and see the exception itself."""
+
+    async def broken(*_arguments: object, **_named: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("trimaran._session.collect", broken)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with Capture().open() as telemetry, telemetry.session():
+            await trio.testing.wait_all_tasks_blocked()
+
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_disabled_makes_no_call_and_starts_no_task() -> None:
+    """Proved against a listening socket: nobody connects, no task is added."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        environ = {
+            "TEST_TELEMETRY_URL": f"http://127.0.0.1:{listener.getsockname()[1]}",
+            "DO_NOT_TRACK": "1",
+        }
+        before = trio.lowlevel.current_statistics().tasks_living
+        async with trimaran.open_telemetry("test", environ=environ) as telemetry:
+            assert telemetry.decision.tier is trimaran.Tier.DISABLED
+            async with telemetry.session() as session:
+                session.track(CALL)
+                with session.tool_call("bash"), session.bridge_call("x"), session.generation() as g:
+                    g.finish("stop")
+                session.command("x")
+                session.error(ValueError("x"))
+                await session.send(CALL)
+                assert await session.flush()
+                assert trio.lowlevel.current_statistics().tasks_living == before
+                assert session.statistics() == trimaran.Statistics()
+                assert session.id == ""
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_disabled_imports_and_creates_nothing(tmp_path: Any) -> None:
+    """In a process of its own: no httpx, no structlog, no file."""
+    script = textwrap.dedent(
+        """
+        import sys, trio, trimaran
+        async def main():
+            async with trimaran.open_telemetry("test", environ={}) as telemetry:
+                async with telemetry.session() as session:
+                    session.command("x")
+        trio.run(main)
+        print([name for name in ("httpx", "structlog", "truststore") if name in sys.modules])
+        """
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_disabling_switch_asks_no_account() -> None:
+    """With a switch set the login is left alone."""
+    login = Login(account=trimaran.Account("https://example.test"))
+
+    async with trimaran.open_telemetry("test", account=login, environ={"DO_NOT_TRACK": "1"}) as off:
+        assert off.decision.source == "DO_NOT_TRACK"
+
+    assert login.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("login", "environ", "reason"),
+    [
+        (Login(account=OSError("disk")), LOOPBACK, "could not be looked up: OSError"),
+        (
+            Login(account=trimaran.Account("https://x.test"), token=OSError("disk")),
+            LOOPBACK,
+            "could not be looked up: OSError",
+        ),
+        (Login(delay=FOREVER), LOOPBACK, "took more than 2 s"),
+        (
+            Login(account=trimaran.Account("https://x.test"), token="two\nlines"),
+            LOOPBACK,
+            "cannot stand in a header",
+        ),
+        (
+            Login(account=trimaran.Account("http://example.test")),
+            LOOPBACK,
+            "plain http to another machine",
+        ),
+        (Login(account=trimaran.Account("nonsense")), LOOPBACK, "does not start with http"),
+        (None, {"TEST_TELEMETRY_URL": "ftp://example.test"}, "does not start with http"),
+    ],
+)
+async def test_what_is_wrong_disables_with_one_warning(
+    login: Login | None,
+    environ: Mapping[str, str],
+    reason: str,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It fails closed: never the anonymous tier, the reason in the decision and one line."""
+    with structlog.testing.capture_logs() as logs:
+        async with trimaran.open_telemetry("test", account=login, environ=environ) as telemetry:
+            assert telemetry.decision.tier is trimaran.Tier.DISABLED
+
+    assert reason in telemetry.decision.reason
+    assert [line["event"] for line in logs] == ["telemetry disabled"]
+    assert "secret-token" not in repr(logs)
+
+
+@pytest.mark.parametrize(
+    "login",
+    [Login(account=None), Login(account=trimaran.Account("https://x.test"), token=None), None],
+)
+async def test_without_a_login_or_token_events_go_out_anonymously(
+    login: Login | None, endpoint: LoopbackEndpoint
+) -> None:
+    """No token, no e-mail, to the URL from the environment."""
+    async with (
+        trimaran.open_telemetry(
+            "test", account=login, environ=endpoint.environ(), version="1.2"
+        ) as telemetry,
+        telemetry.session(project_id="p"),
+    ):
+        assert telemetry.decision.tier is trimaran.Tier.ANONYMOUS
+
+    assert endpoint.requests
+    assert all("authorization" not in request.headers for request in endpoint.requests)
+    assert endpoint.requests[0].batch["user_email"] == ""
+
+
+async def test_with_an_account_events_carry_its_token_and_email(
+    endpoint: LoopbackEndpoint,
+) -> None:
+    """The origin's wire, whole: path, headers, envelope, stamps."""
+    account = trimaran.StaticAccount(endpoint.url, "secret-token", email="me@example.test")
+
+    async with (
+        trimaran.open_telemetry(
+            "test", account=account, environ={}, version="0.5.7", wall_clock=lambda: 1_700_000_000.5
+        ) as telemetry,
+        telemetry.session(
+            session_id="ses_1", project_id="p", agent="build", model_id="m", provider_id="v"
+        ) as session,
+    ):
+        assert await session.flush()
+
+    request = endpoint.requests[0]
+    assert request.target == "/api/observability/ingest"
+    assert request.headers["authorization"] == "Bearer secret-token"
+    assert request.headers["content-type"] == "application/json"
+    assert request.batch == {
+        "session_id": "ses_1",
+        "cli_version": "0.5.7",
+        "user_email": "me@example.test",
+        "project_id": "p",
+        "timestamp": 1_700_000_000_500,
+        "events": [
+            {
+                "type": "session_start",
+                "timestamp": 1_700_000_000_500,
+                "session_id": "ses_1",
+                "model_id": "m",
+                "provider_id": "v",
+                "agent": "build",
+                "project_id": "p",
+            }
+        ],
+    }
+
+
+SIGNALLED = """
+import signal, sys, trio, trimaran
+
+async def main():
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            async def cancel_on_signal():
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+            nursery.start_soon(cancel_on_signal)
+            async with trimaran.open_telemetry("test") as telemetry:
+                async with telemetry.session(session_id="signalled"):
+                    print("ready", flush=True)
+                    await trio.sleep_forever()
+
+try:
+    trio.run(main)
+except* KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_a_signal_ends_in_time_with_the_end_delivered(
+    number: signal.Signals, status: int, endpoint: LoopbackEndpoint
+) -> None:
+    """A real process, a real signal, a healthy endpoint: session_end arrives."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", SIGNALLED],
+        stdout=subprocess.PIPE,
+        env={**endpoint.environ(), "PATH": "/usr/bin:/bin"},
+    )
+    assert process.stdout is not None
+    assert (await process.stdout.receive_some()).strip() == b"ready"
+
+    process.send_signal(number)
+    with trio.fail_after(10):
+        assert await process.wait() == status
+
+    assert [event["type"] for event in endpoint.of("signalled")] == [
+        "session_start",
+        "session_end",
+    ]
+
+
+async def test_the_names_tell_what_a_person_looks_for() -> None:
+    """repr of a telemetry and a session: the tier, the reason, the books; no token."""
+    account = trimaran.StaticAccount("https://x.test", "secret-token")
+    async with Capture().open(account=account) as telemetry, telemetry.session() as session:
+        shown = f"{telemetry!r} {session!r} {session.statistics()!r} {account!r}"
+
+    assert "authenticated" in shown
+    assert "tracked 1" in shown
+    assert "secret-token" not in shown
