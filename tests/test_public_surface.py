@@ -27,13 +27,26 @@ TYPED_USE = Path(__file__).parent / "typing" / "api.py"
 
 
 def names_that_look_public(module_name: str) -> Iterator[str]:
-    """Names without an underscore that the package made: no modules, no one else's things."""
-    for name, value in vars(import_module(module_name)).items():
-        home = getattr(value, "__module__", module_name)  # a constant has none
-        if name.startswith("_") or inspect.ismodule(value) or name == "TYPE_CHECKING":
-            continue
-        if str(home).partition(".")[0] == "trimaran":
-            yield name
+    """Names without an underscore that a module makes.
+
+    In ``trimaran`` itself, which makes none, those that it gathers.
+    """
+    module = import_module(module_name)
+    for node in ast.parse(inspect.getsource(module)).body:
+        match node:
+            case ast.ClassDef(name=name):
+                names = [name]
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names = [name]
+            case ast.Assign(targets=targets):
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case ast.ImportFrom(names=aliases) if module_name == "trimaran":
+                names = [alias.asname or alias.name for alias in aliases]
+            case _:
+                names = []
+        yield from (name for name in names if not name.startswith("_"))
 
 
 def names_in_typed_use() -> Iterator[str]:
