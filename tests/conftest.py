@@ -58,6 +58,14 @@ class LoopbackEndpoint:
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
 
+    def next(self, status: int = 200, **named: Any) -> None:
+        """Reply so to the next request that has no reply yet."""
+        self.script.append(Reply(status, **named))
+
+    def always(self, status: int = 200, **named: Any) -> None:
+        """Reply so to every request after the script."""
+        self.rule = lambda _request: Reply(status, **named)
+
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events of all requests, in order of arrival."""

@@ -32,7 +32,7 @@ class Diagnostics:
         self._last: dict[str, float] = {}
         self._held_back: dict[str, int] = {}
 
-    def warn(self, problem: str, **facts: object) -> None:
+    def warn(self, problem: str, /, **facts: object) -> None:
         """Log *problem* as a warning, unless it was logged within the last minute.
 
         Never raises: a processor of the host's that fails is the host's to notice

@@ -348,9 +348,9 @@ class LiveSession(Session):
         if threading.get_ident() == self._thread:
             try:
                 self._mailbox.put(event)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is not the agent's
+            except Exception as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
                 self._ledger.drop(DropReason.BUG)
-                self._diagnostics.warn("telemetry failed", error=type(error).__name__)
+                self._tell_bug(bug)
         else:
             self._inbox.put(event, self._wall_clock())
 
@@ -448,6 +448,7 @@ class LiveSession(Session):
         self._mailbox.end()
         self._ledger.drop(DropReason.CLOSED, self._ledger.pending)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Run the stages until everything has its fate, or until cancelled.
 
@@ -462,24 +463,29 @@ class LiveSession(Session):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._collect, to_batcher)
                 nursery.start_soon(self._batch, from_collector, to_sender)
-                nursery.start_soon(self._sender.run, from_batcher)
+                nursery.start_soon(self._send, from_batcher)
         except* trio.Cancelled:
             reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
             raise
         except* Exception as bugs:
-            self._diagnostics.warn("telemetry failed", error=_kinds(bugs))
-            if self._settings.strict:
-                raise
+            self._tell_bug(bugs)
         finally:
             self._inbox.end()
             self._mailbox.end()
             self._ledger.drop(reason, self._ledger.pending)
 
+    @trio.lowlevel.enable_ki_protection
     async def _collect(self, send: trio.MemorySendChannel[Chunk]) -> None:
         await collect(
-            self._mailbox, send, redactor=self._redactor, tools=self._tools, drop=self._drop
+            self._mailbox,
+            send,
+            redactor=self._redactor,
+            tools=self._tools,
+            drop=self._drop,
+            tell_bug=self._tell_bug,
         )
 
+    @trio.lowlevel.enable_ki_protection
     async def _batch(
         self, receive: trio.MemoryReceiveChannel[Chunk], send: trio.MemorySendChannel[Batch]
     ) -> None:
@@ -492,6 +498,16 @@ class LiveSession(Session):
             drop=self._drop,
             wall_clock=self._wall_clock,
         )
+
+    @trio.lowlevel.enable_ki_protection
+    async def _send(self, receive: trio.MemoryReceiveChannel[Batch]) -> None:
+        await self._sender.run(receive)
+
+    def _tell_bug(self, bug: Exception) -> None:
+        """Log *bug*; where the settings are strict, raise it."""
+        self._diagnostics.warn("telemetry failed", error=_kinds(bug))
+        if self._settings.strict:
+            raise bug
 
     def _drop(self, entry: Entry, reason: DropReason) -> None:
         self._ledger.drop(reason)

@@ -6,6 +6,9 @@ Does not know: stages, batches, HTTP.
 The stages live in one supervisor task that holds a shielded cancel scope. They outlive
 a body that is cancelled, and end, whatever they are doing, at the scope's deadline,
 which is set when the body is left.
+
+All tasks of ours are protected from Ctrl-C: it goes to the host's code, as it would
+without us, and reaches us as the exception that the block is left with.
 """
 
 from __future__ import annotations
@@ -161,6 +164,7 @@ class _Harbour:
             session.close()
             self._open.discard(session)
 
+    @trio.lowlevel.enable_ki_protection
     async def supervise(self) -> None:
         """Run the stages of all sessions until :meth:`close`, and then to the deadline."""
         with self._scope:
@@ -313,22 +317,31 @@ async def open_telemetry(
             except BaseException as error:  # noqa: BLE001 - raised again below, as it is
                 failure = error
             harbour.close()
-    except BaseExceptionGroup as group:
+    except BaseException as ended:  # noqa: BLE001 - raised again, or outranked by the block's own
+        own = _other_than_cancelled(ended)
+        if isinstance(own, KeyboardInterrupt) or (
+            own is not None and (failure is None or isinstance(failure, trio.Cancelled))
+        ):
+            # A Ctrl-C while it drained, or a bug that strict settings let out. The block's
+            # Cancelled, if there is one, came from the nursery that it broke.
+            raise own from None
         if failure is None:
-            raise _alone(group) from None
+            raise
     if failure is not None:
         raise failure
 
 
-def _alone(group: BaseException) -> BaseException:
-    """The one exception in a group of groups of one; else the group.
+def _other_than_cancelled(error: BaseException) -> BaseException | None:
+    """What is in *error* beside cancellations; one exception stands alone.
 
-    The nursery is a detail of ours: a Ctrl-C that comes while it drains is to come out
-    as ``KeyboardInterrupt``.
+    The nursery is a detail of ours: a Ctrl-C is to come out as ``KeyboardInterrupt``.
     """
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group
+    if isinstance(error, BaseExceptionGroup):
+        error_without = error.split(trio.Cancelled)[1]
+        while isinstance(error_without, BaseExceptionGroup) and len(error_without.exceptions) == 1:
+            error_without = error_without.exceptions[0]
+        return error_without
+    return None if isinstance(error, trio.Cancelled) else error
 
 
 async def _look_up(

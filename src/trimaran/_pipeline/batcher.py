@@ -160,6 +160,7 @@ async def batch_events(
     session_id_json = msgspec.json.encode(session_id)
     changed = _Changes()
 
+    @trio.lowlevel.enable_ki_protection
     async def fill() -> None:
         async with receive:
             async for entries, flushes in receive:
@@ -178,6 +179,7 @@ async def batch_events(
         backlog.end()
         changed.tell()
 
+    @trio.lowlevel.enable_ki_protection
     async def hand_over() -> None:
         number = 0
         async with send:

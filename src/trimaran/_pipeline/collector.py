@@ -77,10 +77,12 @@ async def collect(
     redactor: Redactor,
     tools: ToolSequence,
     drop: Callable[[Entry, DropReason], None],
+    tell_bug: Callable[[Exception], None],
 ) -> None:
     """Run the stage until its input ends; both its ends are closed then.
 
-    An event that cannot be masked is dropped alone, through *drop*. A cancel leaves
+    Masking raises for no content; should it do so all the same, the event is dropped
+    alone, through *drop*, after *tell_bug*, which may raise in its turn. A cancel leaves
     what the stage holds to the session, which counts it.
     """
     totals = Totals()
@@ -92,8 +94,9 @@ async def collect(
                 try:
                     complete = _completed(event, totals, tools)
                     masked = redactor.redact(complete)
-                except Exception:  # noqa: BLE001 - one hostile value must cost one event
-                    drop(entry, DropReason.ENCODE_ERROR)
+                except Exception as bug:  # noqa: BLE001 - it must cost one event, no more
+                    tell_bug(bug)
+                    drop(entry, DropReason.BUG)
                     continue
                 entries.append(
                     entry if masked is event else entry._replace(event=masked, encoded=None)

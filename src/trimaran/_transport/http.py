@@ -11,6 +11,7 @@ import ssl
 from contextvars import ContextVar
 
 import httpx
+import trio
 import truststore
 
 from trimaran._transport import ANSWER_LIMIT, Answer, Request, TransportError
@@ -60,10 +61,13 @@ class HttpTransport:
                 content=request.body,
             ) as response:
                 body = b""
-                async for piece in response.aiter_raw():
-                    body += piece
-                    if len(body) >= ANSWER_LIMIT:
-                        break
+                # Leaving the loop early would leave the client's generators suspended;
+                # a cancel unwinds them, and the connection with them.
+                with trio.CancelScope() as reading:
+                    async for piece in response.aiter_raw():
+                        body += piece
+                        if len(body) >= ANSWER_LIMIT:
+                            reading.cancel()
                 return Answer(
                     response.status_code,
                     response.headers.get("retry-after"),

@@ -1,0 +1,184 @@
+"""One attempt over a real socket."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+import trimaran
+from trimaran._transport import ANSWER_LIMIT
+from trimaran._transport.http import HttpTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from conftest import LoopbackEndpoint
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[HttpTransport]:
+    """A transport that is closed after the test."""
+    opened = HttpTransport(max_connections=2)
+    yield opened
+    await opened.aclose()
+
+
+def request_to(url: str, **headers: str) -> trimaran.Request:
+    """A small request."""
+    return trimaran.Request(url, {"content-type": "application/json", **headers}, b'{"events":[]}')
+
+
+async def test_an_attempt_posts_and_gives_the_answer(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """Status, Retry-After and body come back as they are."""
+    endpoint.next(503, headers=(("retry-after", "7"),), body=b"busy")
+
+    given = await transport.attempt(request_to(endpoint.url, **{"idempotency-key": "k"}))
+
+    assert given == trimaran.Answer(503, "7", b"busy")
+    assert endpoint.requests[0].headers["idempotency-key"] == "k"
+    assert endpoint.requests[0].body == b'{"events":[]}'
+
+
+async def test_one_connection_serves_many_attempts(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """Connections are kept alive between batches."""
+    for _ in range(5):
+        assert (await transport.attempt(request_to(endpoint.url))).status == 200
+
+    assert endpoint.connections == 1
+
+
+async def test_a_redirect_is_not_followed(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """It is an answer like others, and its target is never asked."""
+    endpoint.next(307, headers=(("location", endpoint.url + "/elsewhere"),))
+
+    assert (await transport.attempt(request_to(endpoint.url))).status == 307
+    assert len(endpoint.requests) == 1
+
+
+async def test_an_endless_body_is_read_to_a_bound(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """More than the bound is cut off, and the transport is usable after it."""
+    endpoint.next(200, body=b"x" * (40 * ANSWER_LIMIT))
+
+    given = await transport.attempt(request_to(endpoint.url))
+
+    assert given.body == b"x" * ANSWER_LIMIT
+    assert (await transport.attempt(request_to(endpoint.url))).status == 200
+
+
+async def test_a_broken_exchange_is_a_transport_error(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """Closed without an answer: the kind is told, and the next attempt works."""
+    endpoint.next(break_off=True)
+
+    with pytest.raises(trimaran.TransportError, match="RemoteProtocolError"):
+        await transport.attempt(request_to(endpoint.url))
+    assert (await transport.attempt(request_to(endpoint.url))).status == 200
+
+
+async def test_nobody_listening_is_a_transport_error(transport: HttpTransport) -> None:
+    """A refused connection says that it is one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    with pytest.raises(trimaran.TransportError, match="ConnectError"):
+        await transport.attempt(request_to(url))
+
+
+async def test_an_illegal_header_is_not_quoted(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """h11 names the value that it refuses, which may be a token."""
+    with pytest.raises(trimaran.TransportError) as caught:
+        await transport.attempt(request_to(endpoint.url, authorization="Bearer s3cret\nx: y"))
+
+    assert str(caught.value) == "LocalProtocolError"
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+async def test_a_cancelled_attempt_leaves_the_transport_usable(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """The connection of the hung request is given up, not the client."""
+    endpoint.next(delay=float("inf"))
+
+    with trio.move_on_after(0.05) as scope:
+        await transport.attempt(request_to(endpoint.url))
+
+    assert scope.cancelled_caught
+    assert (await transport.attempt(request_to(endpoint.url))).status == 200
+
+
+async def test_the_hosts_log_has_no_line_of_ours(
+    transport: HttpTransport, endpoint: LoopbackEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client logs every request at INFO; ours stay out, the host's own stay in."""
+    caplog.set_level(logging.INFO)
+
+    await transport.attempt(request_to(endpoint.url))
+
+    assert [record for record in caplog.records if record.name.startswith("httpx")] == []
+    logging.getLogger("httpx").info("the host's own")
+    assert "the host's own" in caplog.text
+
+
+async def test_closing_takes_the_log_filter_away(endpoint: LoopbackEndpoint) -> None:
+    """Nothing of ours is left in the host's logging."""
+    before = list(logging.getLogger("httpx").filters)
+    opened = HttpTransport(max_connections=1)
+    await opened.attempt(request_to(endpoint.url))
+
+    await opened.aclose()
+
+    assert logging.getLogger("httpx").filters == before
+
+
+async def test_a_hung_server_does_not_hold_up_flush_or_exit(endpoint: LoopbackEndpoint) -> None:
+    """Over a real socket that accepts and never answers, both end at their deadline."""
+    endpoint.always(delay=float("inf"))
+    settings = trimaran.Settings(drain_timeout=0.2)
+
+    async with trimaran.open_telemetry(
+        "test", environ=endpoint.environ(), settings=settings
+    ) as telemetry:
+        async with telemetry.session() as session:
+            for _ in range(1000):
+                session.command("init")
+            began = trio.current_time()
+            flushed = await session.flush(timeout=0.1)
+            assert trio.current_time() - began < 0.3
+            assert not flushed
+            assert flushed.pending == 1001
+            began = trio.current_time()
+
+    assert trio.current_time() - began < 0.4
+    assert session.statistics().dropped == {"drain_timeout": 1002}
+
+
+async def test_a_connection_closed_between_batches_costs_nothing(
+    endpoint: LoopbackEndpoint,
+) -> None:
+    """A kept connection may be dead at any time: that is an errored attempt, not a loss."""
+    endpoint.next(200, headers=(("connection", "close"),))
+    endpoint.next(break_off=True)
+
+    async with trimaran.open_telemetry("test", environ=endpoint.environ()) as telemetry:
+        async with telemetry.session() as session:
+            assert await session.flush()
+            session.command("init")
+            assert await session.flush()
+
+    assert session.statistics().delivered == 3

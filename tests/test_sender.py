@@ -1,0 +1,294 @@
+"""What an answer does to a batch: delivered, tried again, halved, held or given up."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import structlog
+import trio
+
+import trimaran
+from trimaran._pipeline.sender import Parcel
+from trimaran.testing import Capture, ScriptedTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import trio.testing
+
+    Step = trimaran.Answer | trimaran.TransportError | float
+
+CALL = trimaran.ToolCall(tool_name="bash")
+BROKEN = trimaran.TransportError("ReadError")
+
+
+def answer(status: int, **named: object) -> trimaran.Answer:
+    """An answer with nothing but a status, unless told more."""
+    return msgspec.structs.replace(trimaran.Answer(status), **named)
+
+
+async def deliver(
+    script: Sequence[Step],
+    *,
+    events: int = 1,
+    settings: trimaran.Settings | None = None,
+    account: trimaran.AccountProvider | None = None,
+    seconds: float = 10_000,
+) -> tuple[trimaran.Statistics, Capture]:
+    """Run a session over *script* that tracks start, *events* and end; give it *seconds*."""
+    capture = Capture(script)
+    chosen = trimaran.Settings() if settings is None else settings
+    chosen = msgspec.structs.replace(chosen, drain_timeout=seconds)
+    async with capture.open(settings=chosen, account=account) as telemetry:
+        async with telemetry.session() as session:
+            for _ in range(events):
+                session.track(CALL)
+    books = session.statistics()
+    assert books.pending == 0
+    assert books.tracked == books.delivered + books.dropped_total == events + 2
+    return books, capture
+
+
+def keys(capture: ScriptedTransport) -> list[str]:
+    """The idempotency key of each request."""
+    return [request.headers["idempotency-key"] for request in capture.requests]
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+async def test_success_delivers(status: int) -> None:
+    """Any 2xx is a delivery."""
+    books, _ = await deliver([answer(status)])
+
+    assert books.delivered == 3
+    assert books.attempts == 1
+
+
+@pytest.mark.parametrize("step", [answer(s) for s in (408, 429, 500, 502, 503, 504)] + [BROKEN])
+async def test_a_passing_failure_is_tried_again_with_the_same_key_and_body(
+    step: Step, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nothing is lost, nothing is made anew: the endpoint can tell a repetition."""
+    books, capture = await deliver([step, step, step])
+
+    assert books.delivered == 3
+    assert (books.attempts, books.retries, books.batches) == (4, 3, 1)
+    assert len(set(keys(capture))) == 1
+    assert len({request.body for request in capture.requests}) == 1
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 307, 308, 400, 401, 403, 404, 422, 501, 505])
+async def test_a_lasting_refusal_is_not_tried_again(status: int) -> None:
+    """Redirects are not followed, and without a token a 401 is a refusal like others."""
+    books, _ = await deliver([answer(status)])
+
+    assert books.dropped == {"rejected": 3}
+    assert books.attempts == 1
+
+
+async def test_a_batch_after_a_rejected_one_goes_on_and_reports_the_loss() -> None:
+    """One refusal costs one batch; the next carries the number of the lost."""
+    capture = Capture([answer(400)])
+    async with capture.open() as telemetry, telemetry.session() as session:
+        assert await session.flush()
+        session.track(CALL)
+        session.track(CALL)
+
+    assert session.statistics().dropped == {"rejected": 1}
+    assert session.statistics().loss_reports == 1
+    assert [event.error_message for event in capture.events(trimaran.ErrorEvent)] == [
+        "1 events dropped: 1 rejected"
+    ]
+
+
+async def test_a_report_that_is_lost_is_made_again(autojump_clock: trio.testing.MockClock) -> None:
+    """The number is exact: what a refused batch reported is reported by the next."""
+    capture = Capture([answer(400), answer(400)])
+    async with capture.open() as telemetry, telemetry.session() as session:
+        assert await session.flush()
+        session.track(CALL)
+        assert await session.flush()
+        session.track(CALL)
+
+    assert [event.error_message for event in capture.events(trimaran.ErrorEvent)] == [
+        "2 events dropped: 2 rejected"
+    ]
+
+
+async def test_too_large_a_batch_is_halved_until_it_fits() -> None:
+    """Each half has a key of its own, the order stays, nothing is lost."""
+
+    class TakesThree(Capture):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            given = await super().attempt(request)
+            if request.body.count(b'"type"') > 3:
+                self.taken.pop()
+                return answer(413)
+            return given
+
+    capture = TakesThree()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        for number in range(10):
+            session.track(trimaran.ToolCall(tool_name="bash", sequence_index=number))
+
+    assert session.statistics().dropped_total == 0
+    assert [event.sequence_index for event in capture.events(trimaran.ToolCall)] == list(range(10))
+    assert isinstance(capture.events()[-1], trimaran.SessionEnd)
+    assert len(set(keys(capture))) == len(keys(capture))
+
+
+async def test_a_single_event_that_is_too_large_is_dropped_alone() -> None:
+    """It is the only one that goes, and its reason says so."""
+
+    class RefusesCommands(Capture):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            given = await super().attempt(request)
+            if b'"command"' in request.body:
+                self.taken.pop()
+                return answer(413)
+            return given
+
+    capture = RefusesCommands()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        session.track(CALL)
+        session.command("undo")
+        session.track(CALL)
+
+    assert session.statistics().dropped == {"too_large": 1}
+    assert session.statistics().delivered == 4
+
+
+def test_halves_share_the_reports_out() -> None:
+    """Reports stand first, so they go with the first half as far as they fit into it."""
+    parcel = Parcel("k", [b"r", b"r", b"a"], 2)
+
+    assert parcel.halves() == (Parcel("k.0", [b"r"], 1), Parcel("k.1", [b"r", b"a"], 1))
+    assert [half.tracked for half in parcel.halves()] == [0, 1]
+
+
+async def test_a_partial_success_counts_what_was_refused() -> None:
+    """207 names the bad ones by their index; the rest is delivered."""
+    body = b'{"accepted": 2, "rejected": [{"index": 1, "reason": "no"}, {"index": 99}]}'
+    books, _ = await deliver([answer(207, body=body)])
+
+    assert books.delivered == 2
+    assert books.dropped == {"rejected": 1}
+
+
+async def test_a_partial_success_that_refuses_a_report_reports_again() -> None:
+    """A report is no event in the ledger, but it must arrive."""
+    body = b'{"rejected": [{"index": 0}]}'
+    capture = Capture([answer(400), answer(207, body=body)])
+    async with capture.open() as telemetry, telemetry.session() as session:
+        assert await session.flush()
+        session.track(CALL)
+        assert await session.flush()
+
+    assert session.statistics().dropped == {"rejected": 1}
+    assert [event.error_message for event in capture.events(trimaran.ErrorEvent)] == [
+        "1 events dropped: 1 rejected",
+        "1 events dropped: 1 rejected",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("3", 3.0), ("100000", 120.0), ("-5", 0.0), ("soon", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+)
+async def test_retry_after_is_a_minimum_and_is_clamped(
+    value: str, seconds: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Honoured for up to two minutes; what cannot be read counts as nothing."""
+    began = trio.current_time()
+    await deliver([answer(429, retry_after=value)])
+
+    waited = trio.current_time() - began
+    assert max(seconds, 0.375) <= waited <= max(seconds, 0.625)
+
+
+async def test_waits_grow_to_their_maximum(autojump_clock: trio.testing.MockClock) -> None:
+    """0.5, 1, 2, 4, 5, 5 ... seconds, each within a quarter of that."""
+    moments: list[float] = []
+
+    class Timed(Capture):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            moments.append(trio.current_time())
+            return await super().attempt(request)
+
+    capture = Timed([BROKEN] * 7)
+    settings = trimaran.Settings(drain_timeout=1000)
+    async with capture.open(settings=settings) as telemetry, telemetry.session():
+        pass
+
+    waits = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    for expected, wait in zip([0.5, 1, 2, 4, 5, 5, 5], waits, strict=True):
+        assert 0.75 * expected <= wait <= 1.25 * expected
+
+
+async def test_the_jitter_is_the_injected_chance(autojump_clock: trio.testing.MockClock) -> None:
+    """The same seed waits the same: nothing draws from anywhere else."""
+
+    async def waited(seed: int) -> float:
+        began = trio.current_time()
+        async with (
+            trimaran.open_telemetry(
+                "test",
+                environ={"TEST_TELEMETRY_URL": "https://x.test"},
+                transport=ScriptedTransport([BROKEN] * 4),
+                settings=trimaran.Settings(drain_timeout=100),
+                random=Random(seed),
+            ) as telemetry,
+            telemetry.session(),
+        ):
+            pass
+        return trio.current_time() - began
+
+    assert await waited(1) == pytest.approx(await waited(1))
+    assert await waited(1) != pytest.approx(await waited(2))
+
+
+async def test_a_batch_is_given_up_after_its_time(autojump_clock: trio.testing.MockClock) -> None:
+    """One batch that is never taken does not hold up the session for ever."""
+    settings = trimaran.Settings(retry_timeout=30)
+    began = trio.current_time()
+    books, _ = await deliver([answer(500)] * 50, settings=settings)
+
+    assert books.dropped == {"retries_exhausted": 3}
+    assert trio.current_time() - began <= 30
+
+
+async def test_an_attempt_is_cut_off(autojump_clock: trio.testing.MockClock) -> None:
+    """A request that hangs counts as failed after request_timeout, and is made again."""
+    began = trio.current_time()
+    books, _ = await deliver([10_000.0])
+
+    assert books.delivered == 3
+    assert books.retries == 1
+    assert 10.3 <= trio.current_time() - began <= 10.7
+
+
+async def test_order_is_kept_while_a_batch_is_tried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One batch in flight: what was tracked later never arrives earlier."""
+    capture = Capture([answer(503), BROKEN, 20.0, answer(200), BROKEN])
+    settings = trimaran.Settings(batch_events=3, drain_timeout=1000)
+    async with capture.open(settings=settings) as telemetry, telemetry.session() as session:
+        for number in range(20):
+            session.track(trimaran.ToolCall(tool_name="bash", sequence_index=number))
+            await trio.sleep(0.1)
+
+    assert [event.sequence_index for event in capture.events(trimaran.ToolCall)] == list(range(20))
+
+
+async def test_trouble_is_told_once_a_minute(autojump_clock: trio.testing.MockClock) -> None:
+    """Thirty failed attempts are two lines, the second with the number held back."""
+    with structlog.testing.capture_logs() as logs:
+        await deliver([answer(503)] * 30)
+
+    assert [line["event"] for line in logs] == ["telemetry endpoint failing"] * 3
+    assert all(line["status"] == 503 for line in logs)
+    assert logs[1]["repeated"] > 5
