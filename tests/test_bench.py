@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+ROOT = Path(__file__).parent.parent
+
+EXPECTED = {
+    ("in the caller", "append alone"),
+    ("in the caller", "track"),
+    ("in the caller", "tool_call block"),
+    ("in the caller", "track, disabled"),
+    ("in the caller", "tool_call block, disabled"),
+    ("end to end, to a bare server", "processor time an event"),
+    ("end to end, to a bare server", "wall time an event"),
+    ("end to end, to our receiver", "processor time an event"),
+    ("end to end, to our receiver", "wall time an event"),
+    ("memory of idle sessions, over none", "1 session"),
+    ("memory of idle sessions, over none", "100 sessions"),
+    ("memory of idle sessions, over none", "1,000 sessions"),
+    ("start", "import trimaran, floor: import trio"),
+}
+
+
+async def test_measures_everything(tmp_path: Path) -> None:
+    """A quick run gives each row as a positive number, beside a positive floor if any."""
+    file = tmp_path / "rows.json"
+
+    done = await trio.run_process(
+        [sys.executable, "-m", "bench", "--quick", "--json", file],
+        cwd=ROOT,
+        capture_stdout=True,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+
+    output = done.stdout.decode()
+    assert done.returncode == 0, output
+    rows: list[dict[str, Any]] = msgspec.json.decode(file.read_bytes())
+    assert {(row["group"], row["name"]) for row in rows} == EXPECTED
+    for row in rows:
+        assert row["value"] > 0, row
+        assert row["floor"] is None or row["floor"] > 0, row
+        assert row["name"] in output
