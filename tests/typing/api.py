@@ -4,6 +4,191 @@ Every public name stands here, spelt ``trimaran.x``, in a use whose type matters
 compares this file with ``__all__``.
 """
 
-import trimaran
+from collections.abc import Mapping
+from functools import partial
+from typing import assert_type
 
-__all__ = ["trimaran"]
+import structlog
+import trio
+
+import trimaran
+import trimaran.receiver
+import trimaran.structlog
+import trimaran.testing
+
+settings = trimaran.Settings(drain_timeout=1.0, mailbox_policy="drop_newest")
+assert_type(trimaran.__version__, str)
+
+
+class Deploy(trimaran.Event, frozen=True, tag="deployment"):
+    """An event of a host's own."""
+
+    target: str
+
+
+events: list[trimaran.Event] = [
+    trimaran.SessionStart(agent="build"),
+    trimaran.SessionEnd(total_cost=0.5),
+    trimaran.Generation(tokens=trimaran.Tokens(input=1)),
+    trimaran.ToolCall(tool_name="bash", status="error", error="no such file"),
+    trimaran.BridgeCall(method="sql.execute"),
+    trimaran.ErrorEvent(error_name="ValueError"),
+    trimaran.Command(command_name="init", command_source="skill"),
+    trimaran.ContextOverflowRecovered(tokens_used=1),
+    trimaran.CompactionTriggered(trigger="overflow_detection"),
+    trimaran.ToolOutputsPruned(count=1),
+    Deploy(target="production", timestamp=1),
+]
+
+
+def kind_of(event: trimaran.BuiltInEvent) -> str:
+    """The union is closed: a type checker knows when one is left out."""
+    match event:
+        case trimaran.SessionStart() | trimaran.SessionEnd():
+            return "session"
+        case trimaran.Generation() | trimaran.ToolCall() | trimaran.BridgeCall():
+            return "call"
+        case trimaran.ErrorEvent() | trimaran.Command():
+            return "happening"
+        case trimaran.ContextOverflowRecovered() | trimaran.CompactionTriggered():
+            return "context"
+        case trimaran.ToolOutputsPruned():
+            return "context"
+
+
+class Login:
+    """A host's own account provider: nothing to inherit from."""
+
+    async def account(self) -> trimaran.Account | None:
+        """Who is logged in."""
+        return trimaran.Account(url="https://example.com", email="a@example.com")
+
+    async def token(self, *, refresh: bool) -> str | None:
+        """The token of the moment."""
+        return "new" if refresh else "old"
+
+
+class Post:
+    """A host's own transport: nothing to inherit from."""
+
+    async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+        """One attempt."""
+        assert_type(request.headers, Mapping[str, str])
+        if not request.body:
+            raise trimaran.TransportError("nothing to send")
+        return trimaran.Answer(200, retry_after=None, body=b"")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+accounts: list[trimaran.AccountProvider] = [
+    Login(),
+    trimaran.StaticAccount("https://example.com", "token", email="a@example.com"),
+    trimaran.CredentialsFile("credentials.json"),
+]
+transport: trimaran.Transport = Post()
+
+
+async def record(telemetry: trimaran.Telemetry) -> None:
+    """Everything that a session takes."""
+    async with telemetry.session(
+        project_id="p", agent="build", model_id="m", provider_id="v", session_id=None
+    ) as session:
+        assert_type(session, trimaran.Session)
+        assert_type(session.id, str)
+        session.command("init", source="command", message_id="msg_1")
+        with session.generation(message_id="msg_1") as generation:
+            assert_type(generation, trimaran.GenerationMeasure)
+            generation.finish("stop", tokens=trimaran.Tokens.from_openai({}), cost=0.0123)
+        with session.tool_call("bash", message_id="msg_1", category="shell") as tool:
+            assert_type(tool, trimaran.ToolMeasure)
+        with session.bridge_call("sql.execute") as bridge:
+            assert_type(bridge, trimaran.BridgeMeasure)
+        session.error(ValueError("no"), context="prompt")
+        session.track(events[0])
+        await session.send(Deploy(target="production"))
+        assert_type(await session.flush(timeout=2), trimaran.Flushed)
+    assert_type(session.statistics(), trimaran.Statistics)
+    assert_type(session.statistics().dropped.get(trimaran.DropReason.CLOSED, 0), int)
+    assert_type(trimaran.current_session(), trimaran.Session)
+
+
+async def embed() -> None:
+    """Around a block, and in a nursery of the host's."""
+    async with trimaran.open_telemetry(
+        "altimate",
+        version="0.5.7",
+        account=accounts[0],
+        settings=settings,
+        environ={},
+        transport=transport,
+    ) as telemetry:
+        assert_type(telemetry, trimaran.Telemetry)
+        assert_type(telemetry.decision, trimaran.Decision)
+        assert_type(telemetry.decision.tier, trimaran.Tier)
+        await record(telemetry)
+    async with trio.open_nursery() as nursery:
+        started: trimaran.Telemetry = await nursery.start(trimaran.run_telemetry, "altimate")
+        await record(started)
+
+
+def decide() -> str:
+    """What would happen, with nothing opened."""
+    decision = trimaran.resolve("altimate", None, {"DO_NOT_TRACK": "1"})
+    return f"{decision.tier} because of {decision.source}, {decision.reason}"
+
+
+async def read_credentials() -> str:
+    """What is wrong with a file of credentials."""
+    try:
+        await trimaran.CredentialsFile("credentials.json").account()
+    except trimaran.CredentialsError as error:
+        return str(error)
+    return ""
+
+
+async def receive() -> None:
+    """The server end, embedded."""
+    try:
+        tokens = trimaran.receiver.read_token_file("tokens")
+    except trimaran.receiver.TokenFileError:
+        return
+    async with trio.open_nursery() as nursery:
+        running: trimaran.receiver.Receiver = await nursery.start(
+            partial(trimaran.receiver.run_receiver, port=0, database="t.db", tokens=tokens)
+        )
+        assert_type(running.url, str)
+
+
+async def store() -> None:
+    """The server end, part by part."""
+    try:
+        async with trimaran.receiver.open_store("t.db") as opened:
+            assert_type(opened, trimaran.receiver.Store)
+            trimaran.receiver.create_app(opened)
+    except (trimaran.receiver.StoreUnavailable, trimaran.receiver.StoreError):
+        return
+
+
+async def captured() -> None:
+    """A host's own tests."""
+    capture = trimaran.testing.Capture()
+    async with capture.open() as telemetry:
+        await record(telemetry)
+    assert_type(capture.events(trimaran.ToolCall), list[trimaran.ToolCall])
+    assert_type(capture.events(), list[trimaran.Event])
+    assert_type(capture.batches(), list[trimaran.testing.CapturedBatch])
+    script: trimaran.Transport = trimaran.testing.ScriptedTransport([trimaran.Answer(503)])
+    await script.aclose()
+
+
+def configure() -> None:
+    """Before the renderer."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            trimaran.structlog.TelemetryProcessor(events=[Deploy]),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
