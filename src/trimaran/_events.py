@@ -49,20 +49,25 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def _wire_name(class_name: str) -> str:
-    """``ToolCall`` is ``tool_call`` on the wire, ``MCPCall`` is ``mcp_call``."""
-    return _WORD_START.sub("_", class_name).lower()
+    """``ToolCall`` is ``tool_call`` on the wire, ``MCPCall`` is ``mcp_call``.
+
+    msgspec gives a class inside another with the other's name in front of its own.
+    """
+    return _WORD_START.sub("_", class_name.rpartition(".")[2]).lower()
 
 
 def tool_type_of(tool_name: object) -> ToolType:
     """``"mcp"`` for a tool whose name starts with ``mcp__``, else ``"standard"``."""
-    return "mcp" if isinstance(tool_name, str) and tool_name.startswith("mcp__") else "standard"
+    # str's own method: a host's subclass may have another one, which may raise.
+    is_mcp = isinstance(tool_name, str) and str.startswith(tool_name, "mcp__")
+    return "mcp" if is_mcp else "standard"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=_wire_name):
     """The base of every event; subclass it to add events of a host's own.
 
     The wire's ``type`` is the class name in snake case; give another one with
-    ``class Deploy(trimaran.Event, tag="deployment")``.
+    ``class Deploy(trimaran.Event, frozen=True, tag="deployment")``.
 
     ``timestamp`` (whole milliseconds since the epoch) and ``session_id`` are the
     session's to stamp, at the moment the event is tracked. A *timestamp* given
