@@ -140,8 +140,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
         reasoning ones, under names that differ between the two APIs; both are
         taken apart here.
         """
-        prompt = _count(usage, "prompt_tokens") or _count(usage, "input_tokens")
-        completion = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
+        prompt = _count(usage, "prompt_tokens", "input_tokens")
+        completion = _count(usage, "completion_tokens", "output_tokens")
         prompt_details = _part(usage, "prompt_tokens_details", "input_tokens_details")
         completion_details = _part(usage, "completion_tokens_details", "output_tokens_details")
         cached = _count(prompt_details, "cached_tokens")
@@ -157,18 +157,16 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     def from_google(cls, usage: object) -> Tokens:
         """From the ``usage_metadata`` of Google's Gemini API, in snake or camel case.
 
-        Its prompt count includes cached content, its candidates exclude thoughts.
+        Its prompt count includes cached content, its candidates exclude thoughts, and
+        what its own tools read (a search, say) is counted apart from both.
         """
-        prompt = _count(usage, "prompt_token_count") or _count(usage, "promptTokenCount")
-        cached = _count(usage, "cached_content_token_count") or _count(
-            usage, "cachedContentTokenCount"
-        )
+        prompt = _count(usage, "prompt_token_count", "promptTokenCount")
+        cached = _count(usage, "cached_content_token_count", "cachedContentTokenCount")
+        by_tools = _count(usage, "tool_use_prompt_token_count", "toolUsePromptTokenCount")
         return cls(
-            input=max(0, prompt - cached),
-            output=_count(usage, "candidates_token_count")
-            or _count(usage, "candidatesTokenCount"),
-            reasoning=_count(usage, "thoughts_token_count")
-            or _count(usage, "thoughtsTokenCount"),
+            input=max(0, prompt - cached) + by_tools,
+            output=_count(usage, "candidates_token_count", "candidatesTokenCount"),
+            reasoning=_count(usage, "thoughts_token_count", "thoughtsTokenCount"),
             cache_read=cached,
         )
 
@@ -185,10 +183,10 @@ def _part(record: object, *names: str) -> object:
     return next((part for name in names if (part := _get(record, name)) is not None), None)
 
 
-def _count(record: object, name: str) -> int:
-    """A token count; 0 where a provider leaves it out or says None."""
-    value = _get(record, name)
-    return value if isinstance(value, int) else 0
+def _count(record: object, *names: str) -> int:
+    """The first count found under one of *names*; 0 where a provider gives none."""
+    values = (_get(record, name) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
 class SessionStart(Event, frozen=True, kw_only=True):
@@ -246,7 +244,7 @@ class ToolCall(Event, frozen=True, kw_only=True):
     status: Status = "success"
     duration_ms: int | float = 0
     sequence_index: int | msgspec.UnsetType = UNSET
-    previous_tool: str | None | msgspec.UnsetType = UNSET
+    previous_tool: str | msgspec.UnsetType | None = UNSET
     error: str | msgspec.UnsetType = UNSET
 
     cut_fields: ClassVar[tuple[str, ...]] = ("error",)
