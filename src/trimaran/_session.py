@@ -274,6 +274,7 @@ class LiveSession(Session):
         random: where jitter comes from.
         wall_clock: seconds since the epoch.
         key_prefix: unique over all sessions of all time.
+        announce: whether it tracks its own start and end.
     """
 
     def __init__(
@@ -289,8 +290,10 @@ class LiveSession(Session):
         random: Random,
         wall_clock: Callable[[], float],
         key_prefix: str,
+        announce: bool,
     ) -> None:
         self._context = context
+        self._announce = announce
         self._settings = settings
         self._diagnostics = diagnostics
         self._wall_clock = wall_clock
@@ -322,14 +325,15 @@ class LiveSession(Session):
         self._sends = 0
         self._begun = self._now()
         self._closed = False
-        self.track(
-            SessionStart(
-                model_id=context.model_id,
-                provider_id=context.provider_id,
-                agent=context.agent,
-                project_id=context.project_id,
+        if announce:
+            self.track(
+                SessionStart(
+                    model_id=context.model_id,
+                    provider_id=context.provider_id,
+                    agent=context.agent,
+                    project_id=context.project_id,
+                )
             )
-        )
 
     def __repr__(self) -> str:
         books = self.statistics()
@@ -437,8 +441,9 @@ class LiveSession(Session):
             return
         self._closed = True
         self._inbox.empty()
-        duration = round((self._now() - self._begun) * 1000)
-        self._mailbox.put(SessionEnd(duration_ms=duration), always=True)
+        if self._announce:
+            duration = round((self._now() - self._begun) * 1000)
+            self._mailbox.put(SessionEnd(duration_ms=duration), always=True)
         self._mailbox.close()
 
     def abandon(self) -> None:

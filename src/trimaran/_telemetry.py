@@ -70,6 +70,7 @@ class Telemetry:
         model_id: str = "",
         provider_id: str = "",
         session_id: str | None = None,
+        announce: bool = True,
     ) -> AbstractAsyncContextManager[Session]:
         """Open a session: ``async with telemetry.session(...) as session``.
 
@@ -84,6 +85,9 @@ class Telemetry:
             model_id: the model of its generations, where they name no other.
             provider_id: who runs that model.
             session_id: a new one, if None.
+            announce: False makes neither ``session_start`` nor ``session_end``; for the
+                replay of a recorded session, whose own are among its events. What a
+                ``session_end`` tracked there leaves unset is filled in as ever.
         """
         if self._harbour is None:
             return _entered(SILENT)
@@ -94,7 +98,8 @@ class Telemetry:
                 agent=_text(agent),
                 model_id=_text(model_id),
                 provider_id=_text(provider_id),
-            )
+            ),
+            announce=announce,
         )
 
 
@@ -132,7 +137,7 @@ class _Harbour:
         """The supervisor runs, and sessions can be opened."""
 
     @asynccontextmanager
-    async def session(self, context: SessionContext) -> AsyncIterator[Session]:
+    async def session(self, context: SessionContext, *, announce: bool) -> AsyncIterator[Session]:
         """A session whose stages run under the supervisor. Neither end is a checkpoint."""
         session = LiveSession(
             context,
@@ -150,6 +155,7 @@ class _Harbour:
             random=self._random,
             wall_clock=self._wall_clock,
             key_prefix=self.new_id(),
+            announce=announce,
         )
         if self._stages is None or self._closing.is_set():
             session.abandon()
