@@ -129,7 +129,8 @@ class _Harbour:
         self._random = random
         self.new_id = new_id
         self._budget = MemoryBudget(settings.memory_bytes)
-        self._open: set[LiveSession] = set()
+        # A dict for its order, which a run with the same seeds repeats; so elsewhere.
+        self._open: dict[LiveSession, None] = {}
         self._scope = trio.CancelScope(shield=True)
         self._stages: trio.Nursery | None = None
         self._closing = trio.Event()
@@ -160,7 +161,7 @@ class _Harbour:
         if self._stages is None or self._closing.is_set():
             session.abandon()
         else:
-            self._open.add(session)
+            self._open[session] = None
             self._stages.start_soon(session.run, name=f"trimaran session {session.id}")
         try:
             with _named_in_logs(session.id):
@@ -168,7 +169,7 @@ class _Harbour:
                     yield session
         finally:
             session.close()
-            self._open.discard(session)
+            self._open.pop(session, None)
 
     @trio.lowlevel.enable_ki_protection
     async def supervise(self) -> None:
@@ -183,7 +184,7 @@ class _Harbour:
         """End all sessions; what is pending has ``drain_timeout`` seconds from now."""
         self._scope.deadline = trio.current_time() + self._settings.drain_timeout
         self._closing.set()
-        for session in self._open:
+        for session in list(self._open):
             session.close()
 
 

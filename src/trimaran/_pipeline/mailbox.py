@@ -97,18 +97,19 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._mailboxes: set[Mailbox] = set()
+        # Dicts for their order, which a run with the same seeds repeats.
+        self._mailboxes: dict[Mailbox, None] = {}
         self._heaviest: Mailbox | None = None
-        self._starved: set[Mailbox] = set()
+        self._starved: dict[Mailbox, None] = {}
 
     def join(self, mailbox: Mailbox) -> None:
         """*mailbox* holds bytes from now on."""
-        self._mailboxes.add(mailbox)
+        self._mailboxes[mailbox] = None
 
     def leave(self, mailbox: Mailbox) -> None:
         """*mailbox* has ended and holds nothing any more."""
-        self._mailboxes.discard(mailbox)
-        self._starved.discard(mailbox)
+        self._mailboxes.pop(mailbox, None)
+        self._starved.pop(mailbox, None)
         if self._heaviest is mailbox:
             self._heaviest = None
 
@@ -116,13 +117,13 @@ class MemoryBudget:
         """*size* bytes are free again."""
         self.used -= size
         if self._starved:
-            starved, self._starved = self._starved, set()
+            starved, self._starved = self._starved, {}
             for mailbox in starved:
                 mailbox.room_may_have_come()
 
     def await_room(self, mailbox: Mailbox) -> None:
         """Tell *mailbox* when bytes are freed."""
-        self._starved.add(mailbox)
+        self._starved[mailbox] = None
 
     def heaviest(self) -> Mailbox | None:
         """The session to shed from; None when no mailbox holds anything.
@@ -173,7 +174,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._routine: deque[Entry] = deque()
         self._urgent: deque[Entry] = deque()
         self._flushes: deque[Flush] = deque()
-        self._outstanding: set[Flush] = set()
+        self._outstanding: dict[Flush, None] = {}
         self._reader: trio.Event | None = None
         self._writers = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -244,14 +245,14 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         if self._ended:
             mark.reach()
         else:
-            self._outstanding.add(mark)
+            self._outstanding[mark] = None
             self._flushes.append(mark)
             self._wake_reader()
         return mark
 
     def forget(self, mark: Flush) -> None:
         """Nobody waits for *mark* any more."""
-        self._outstanding.discard(mark)
+        self._outstanding.pop(mark, None)
 
     def close(self) -> None:
         """Take nothing more; what waits is still handed on."""
