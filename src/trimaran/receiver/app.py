@@ -1,0 +1,363 @@
+"""The receiver over HTTP: what is taken, what is answered, and to whom.
+
+In: a store, the tokens that are let in, the limits.
+Out: an ASGI application.
+Does not know: sockets, how a batch is validated or stored, how a page looks.
+
+====================================  =================================================
+``POST /api/observability/ingest``    a batch of events
+``GET /api/sessions``                 sessions as JSON, the newest first, page by page
+``GET /api/sessions/{id}``            one of them
+``GET /api/sessions/{id}/events``     its events in the order of arrival, page by page
+``GET /``, ``GET /sessions/{id}``     the same for a person to read
+``GET /healthz``                      200 if the store can be read
+====================================  =================================================
+
+An error is answered in JSON: ``error`` says what is wrong and ``at`` where, if that is
+somewhere in the body; to a person it is a page.
+
+With tokens set, everything but ``/healthz`` needs one of them. A post carries it as
+Bearer. For reading it may also be the password of Basic authentication, which is what
+a browser asks a person for.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from trimaran._diagnostics import Diagnostics
+from trimaran.receiver.access import knows_token, names_local_host
+from trimaran.receiver.encoding import (
+    ACCEPTED,
+    BodyTooLarge,
+    BrokenEncoding,
+    UnknownEncoding,
+    decompress,
+)
+from trimaran.receiver.ingest import BadBody, parse
+from trimaran.receiver.pages import PAGE, Pages
+from trimaran.receiver.store import Store, StoredSession, StoreUnavailable
+
+__all__ = ["MAX_BODY", "create_app"]
+
+MAX_BODY = 1_048_576
+"""Bytes of a body, as it comes and when it is decompressed."""
+
+READ_TIMEOUT = 30.0
+"""Seconds for a client to send all of a body."""
+
+_RETRY_AFTER = 5  # s; what a client is told to wait when the store is not available
+_MAX_DISCARD = 16 * MAX_BODY  # bytes of a body too large that are read and thrown away
+_MAX_POSTS = 256  # bodies in memory at the same time; more wait, unread
+_MAX_KEY = 256  # characters of an idempotency key
+_MAX_PAGE = 1000  # sessions or events in one answer
+_MAX_CURSOR = 2**63 - 1  # the greatest integer of SQLite
+_BEARER = 'Bearer realm="trimaran"'
+_BASIC = 'Basic realm="trimaran (the token is the password)", charset="UTF-8"'
+
+
+def create_app(
+    store: Store,
+    *,
+    tokens: frozenset[str] = frozenset(),
+    max_body: int = MAX_BODY,
+    local_only: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> Starlette:
+    """The receiver as an ASGI application, to be run on trio.
+
+    Args:
+        store: Where batches go, and sessions are read from.
+        tokens: Who may post and read; everybody if there are none.
+        max_body: Bytes of a body, as it comes and when it is decompressed.
+        local_only: Answer only under the names that a program on this machine uses, see
+            :func:`trimaran.receiver.access.names_local_host`.
+        clock: Gives the seconds since the epoch; pages say how long ago things were.
+    """
+    guard = _Guard(tokens, local_only=local_only)
+    pages = Pages()
+    posting = _Posting(store, guard, max_body)
+    reading = _Reading(store, guard)
+    person = _PersonReading(store, guard, pages, clock)
+    refusal = _Refusal(pages, Diagnostics(trio.current_time))
+    app = Starlette(
+        routes=[
+            Route("/api/observability/ingest", posting.ingest, methods=["POST"]),
+            Route("/api/sessions", reading.sessions),
+            # The id is the sender's, and may have slashes in it.
+            Route("/api/sessions/{id:path}/events", reading.events),
+            Route("/api/sessions/{id:path}", reading.session),
+            Route("/healthz", reading.health),
+            Route("/", person.sessions),
+            Route("/sessions/{id:path}", person.session),
+        ],
+        exception_handlers=dict.fromkeys(_REFUSED, refusal.answer),
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Guard:
+    """Decides who is let in."""
+
+    def __init__(self, tokens: frozenset[str], *, local_only: bool) -> None:
+        self._tokens = tokens
+        self._local_only = local_only
+
+    def admit(self, request: Request, *, basic: bool) -> None:
+        """Let *request* pass, or raise the answer that says why not."""
+        if self._local_only and not names_local_host(request.headers.get("host", "")):
+            raise HTTPException(421, "On this machine the receiver is called localhost")
+        authorization = request.headers.get("authorization", "")
+        if not knows_token(authorization, self._tokens, basic=basic):
+            raise HTTPException(
+                401,
+                "This receiver needs a token that it knows",
+                {"www-authenticate": _BASIC if _is_for_a_person(request) else _BEARER},
+            )
+
+
+class _Posting:
+    """Takes batches."""
+
+    def __init__(self, store: Store, guard: _Guard, max_body: int) -> None:
+        self._store = store
+        self._guard = guard
+        self._max_body = max_body
+        self._room = trio.CapacityLimiter(_MAX_POSTS)
+
+    async def ingest(self, request: Request) -> Response:
+        """Store the good events of a batch, and say which were not good."""
+        async with self._room:
+            # Nothing is refused before the body has come in: a client that still
+            # writes does not read, and may lose an answer that closes the connection.
+            body = await self._body(request)
+            self._guard.admit(request, basic=False)
+            if _media_type(request) != "application/json":
+                # Also keeps the pages of the web out: this is a type that a browser
+                # does not post to other sites without asking them first.
+                raise HTTPException(415, "The Content-Type must be application/json")
+            key = request.headers.get("idempotency-key")
+            if key is not None and not 0 < len(key) <= _MAX_KEY:
+                raise HTTPException(400, f"An Idempotency-Key has 1 to {_MAX_KEY} characters")
+            encoding = request.headers.get("content-encoding", "")
+            batch = parse(decompress(body, encoding, self._max_body))
+            receipt = await self._store.append(batch, key)
+        answer: dict[str, object] = {"accepted": receipt.accepted}
+        if receipt.rejected:
+            answer["rejected"] = receipt.rejected
+        return _json(
+            answer,
+            status=207 if receipt.rejected else 200,
+            headers={"idempotent-replayed": "true"} if receipt.duplicate else {},
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        size = 0
+        with trio.move_on_after(READ_TIMEOUT):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size <= self._max_body:
+                    body += chunk
+                if size > self._max_body + _MAX_DISCARD or not message.get("more_body", False):
+                    break
+            if size > self._max_body:
+                raise BodyTooLarge(self._max_body)
+            return bytes(body)
+        raise HTTPException(408, f"The body was not there after {READ_TIMEOUT:g} s")
+
+
+class _Reading:
+    """Gives back what was stored, as JSON."""
+
+    def __init__(self, store: Store, guard: _Guard) -> None:
+        self._store = store
+        self._guard = guard
+
+    async def health(self, _request: Request) -> Response:
+        """Say that all is well, unless the store cannot be read. Needs no token."""
+        await self._store.check()
+        return _json({"status": "ok"})
+
+    async def sessions(self, request: Request) -> Response:
+        """Some sessions, the newest first."""
+        self._guard.admit(request, basic=True)
+        page = await self._store.sessions(
+            before=_number(request, "after", default=_MAX_CURSOR, least=0, most=_MAX_CURSOR),
+            limit=_number(request, "limit", default=50, least=1, most=_MAX_PAGE),
+        )
+        return _json(
+            {"sessions": [_session_json(session) for session in page.sessions], "next": page.next}
+        )
+
+    async def session(self, request: Request) -> Response:
+        """One session."""
+        self._guard.admit(request, basic=True)
+        return _json(_session_json(await _find(self._store, request)))
+
+    async def events(self, request: Request) -> Response:
+        """Some events of one session, in the order of arrival."""
+        self._guard.admit(request, basic=True)
+        page = await self._store.events(
+            await _find(self._store, request),
+            first=_number(request, "after", default=0, least=0, most=_MAX_CURSOR),
+            limit=_number(request, "limit", default=200, least=1, most=_MAX_PAGE),
+        )
+        return _json({"events": page.events, "next": page.next})
+
+
+class _PersonReading:
+    """Gives back what was stored, as pages."""
+
+    def __init__(
+        self, store: Store, guard: _Guard, pages: Pages, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._guard = guard
+        self._pages = pages
+        self._clock = clock
+
+    async def sessions(self, request: Request) -> Response:
+        """The page of all sessions."""
+        self._guard.admit(request, basic=True)
+        before = _number(request, "after", default=_MAX_CURSOR, least=0, most=_MAX_CURSOR)
+        page = await self._store.sessions(before=before)
+        html = self._pages.sessions(
+            page,
+            address=request.url.netloc,
+            newest=before == _MAX_CURSOR,
+            now=self._now(),
+        )
+        return Response(html, headers=self._pages.headers)
+
+    async def session(self, request: Request) -> Response:
+        """The page of one session."""
+        self._guard.admit(request, basic=True)
+        session = await _find(self._store, request)
+        first = _number(request, "after", default=0, least=0, most=_MAX_CURSOR)
+        page = await self._store.events(session, first=first, limit=PAGE)
+        html = self._pages.session(session, page, now=self._now())
+        return Response(html, headers=self._pages.headers)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+class _Refusal:
+    """Answers a request that came to nothing, in JSON or by a page."""
+
+    def __init__(self, pages: Pages, diagnostics: Diagnostics) -> None:
+        self._pages = pages
+        self._diagnostics = diagnostics
+
+    async def answer(self, request: Request, error: Exception) -> Response:
+        """Say what *error* means; not a checkpoint."""
+        headers: Mapping[str, str] = {}
+        at: str | None = None
+        problem = str(error)
+        match error:
+            case HTTPException():
+                status, problem, headers = error.status_code, error.detail, error.headers or {}
+            case BadBody():
+                status, problem, at = 400, error.problem, error.at
+            case BrokenEncoding():
+                status = 400
+            case BodyTooLarge():
+                status = 413
+            case UnknownEncoding():
+                status, headers = 415, {"accept-encoding": ACCEPTED}  # RFC 9110, 12.5.3
+            case StoreUnavailable():
+                status, headers = 503, {"retry-after": str(_RETRY_AFTER)}
+                self._diagnostics.warn("receiver_store_unavailable", reason=problem)
+            case _:  # the server logs it
+                status, problem = 500, "The receiver has a bug; its log says more"
+        if _is_for_a_person(request):
+            page = self._pages.refusal(status, problem)
+            return Response(page, status, headers={**self._pages.headers, **headers})
+        answer = {"error": problem} if at is None else {"error": problem, "at": at}
+        return _json(answer, status=status, headers=headers)
+
+
+_REFUSED = (
+    HTTPException,
+    BadBody,
+    BrokenEncoding,
+    BodyTooLarge,
+    UnknownEncoding,
+    StoreUnavailable,
+    Exception,
+)
+
+
+async def _find(store: Store, request: Request) -> StoredSession:
+    session = await store.session(request.path_params["id"])
+    if session is None:
+        raise HTTPException(404, "There is no session of this id")
+    return session
+
+
+def _number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
+    """A whole number from the query, brought into its limits."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        return min(max(int(text), least), most)
+    except ValueError as error:
+        raise HTTPException(400, f"{name} must be a whole number") from error
+
+
+def _session_json(session: StoredSession) -> dict[str, object]:
+    summary = session.summary
+    return {
+        "id": session.id,
+        "project": summary.project,
+        "agent": summary.agent,
+        "model": summary.model,
+        "provider": summary.provider,
+        "version": summary.version,
+        "user": summary.user,
+        "start": summary.start,
+        "end": summary.end,
+        "duration_ms": summary.elapsed_ms,
+        "event_count": summary.event_count,
+        "events_by_type": summary.events_by_type,
+        "tokens": {**msgspec.structs.asdict(summary.tokens), "total": summary.tokens.total},
+        "cost": summary.cost,
+        "errors": summary.errors,
+    }
+
+
+def _json(
+    content: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(
+        msgspec.json.encode(content),
+        status,
+        headers={
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+            **(headers or {}),
+        },
+        media_type="application/json",
+    )
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_for_a_person(request: Request) -> bool:
+    return not request.url.path.startswith(("/api/", "/healthz"))

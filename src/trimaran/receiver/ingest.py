@@ -1,0 +1,212 @@
+"""From the body of a post to a validated batch, without I/O.
+
+In: the bytes of one post, decompressed.
+Out: a :class:`Batch` of the events that are good, with the index and the reason
+of each one that is not; or :class:`BadBody`, which says what is wrong and where.
+Does not know: HTTP, the store, time.
+
+The ten types of the wire are checked against their classes. Every other ``type``
+is an event of the host's own: it is kept as it came. What is kept is the JSON text
+of the event itself, so nothing a sender adds gets lost on the way.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, get_args
+
+import msgspec
+
+from trimaran._events import BUILT_IN_EVENTS, Event, Generation
+
+__all__ = ["BadBody", "Batch", "GoodEvent", "Rejection", "parse", "parse_event"]
+
+MAX_NUMBER = 2**53 - 1  # the greatest integer that every JSON reader keeps exact
+LAST_TIMESTAMP = 253_402_300_799_999  # ms, the end of the year 9999: no calendar goes further
+MAX_DEPTH = 64  # levels of nesting; readers of JSON give up at some hundreds
+MAX_ID = 256  # characters of a session id
+MAX_TYPE = 128  # characters of an event's type
+
+_Timestamp = Annotated[int, msgspec.Meta(ge=0, le=LAST_TIMESTAMP)]
+
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"  # a session id becomes part of an address
+_BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+
+class BadBody(Exception):
+    """The body is not a batch.
+
+    ``problem`` says what is wrong. ``at`` says where: a path such as ``$.events``
+    when a value is of the wrong kind, ``byte 12`` when the body is not JSON, or None
+    when it is the whole.
+    """
+
+    def __init__(self, problem: str, at: str | None = None) -> None:
+        super().__init__(problem if at is None else f"{problem} (at {at})")
+        self.problem = problem
+        self.at = at
+
+
+class Rejection(msgspec.Struct, frozen=True, gc=False):
+    """One event that was not accepted: its index in the batch, and why."""
+
+    index: int
+    reason: str
+
+
+class GoodEvent(msgspec.Struct, frozen=True, gc=False):
+    """One event that was accepted.
+
+    ``raw`` is its JSON text, which always has the ``session_id``. ``event`` is the
+    typed event, or None for a type of the host's own.
+    """
+
+    type: str
+    timestamp: int
+    raw: bytes
+    event: Event | None
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What one post carries, sorted into good events and rejected ones.
+
+    ``timestamp`` is when the sender made the batch, in ms since the epoch.
+    """
+
+    session_id: str
+    timestamp: int
+    cli_version: str
+    user_email: str
+    project_id: str
+    events: tuple[GoodEvent, ...]
+    rejected: tuple[Rejection, ...]
+
+
+class _Envelope(msgspec.Struct):
+    session_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID, pattern=_PRINTABLE)]
+    timestamp: _Timestamp
+    events: list[msgspec.Raw]
+    cli_version: str = ""
+    user_email: str = ""
+    project_id: str = ""
+
+
+class _Head(msgspec.Struct):
+    """What every event must have, whatever its type."""
+
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TYPE)]
+    timestamp: _Timestamp
+    session_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_head = msgspec.json.Decoder(_Head).decode
+_DECODERS: Mapping[str, msgspec.json.Decoder[Event]] = {
+    name: msgspec.json.Decoder(event_class) for name, event_class in BUILT_IN_EVENTS.items()
+}
+_NUMBERS: Mapping[type[Event], tuple[str, ...]] = {
+    event_class: tuple(
+        field.name
+        for field in msgspec.structs.fields(event_class)
+        if {int, float} & {field.type, *get_args(field.type)}
+    )
+    for event_class in BUILT_IN_EVENTS.values()
+}
+
+
+def parse(body: bytes) -> Batch:
+    """Read *body* as a batch.
+
+    Raises:
+        BadBody: The body is not UTF-8, not JSON, or lacks what the envelope needs.
+            Nothing else is raised, whatever the bytes are.
+    """
+    envelope = _envelope(body)
+    good: list[GoodEvent] = []
+    rejected: list[Rejection] = []
+    for index, raw in enumerate(envelope.events):
+        try:
+            good.append(parse_event(bytes(raw), envelope.session_id))
+        except msgspec.DecodeError as error:
+            rejected.append(Rejection(index, str(error)))
+    return Batch(
+        session_id=envelope.session_id,
+        timestamp=envelope.timestamp,
+        cli_version=envelope.cli_version,
+        user_email=envelope.user_email,
+        project_id=envelope.project_id,
+        events=tuple(good),
+        rejected=tuple(rejected),
+    )
+
+
+def _envelope(body: bytes) -> _Envelope:
+    try:
+        # The decoder below reads past the strings that it leaves raw, and these are
+        # stored as text: so all of the body is checked here.
+        body.decode()
+        return _decode_envelope(body)
+    except UnicodeDecodeError as error:
+        raise BadBody("The body is not UTF-8", f"byte {error.start}") from error
+    except RecursionError as error:
+        raise BadBody("The body is nested too deeply") from error
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `")
+        raise BadBody(problem, path.removesuffix("`") or "$") from error
+    except msgspec.DecodeError as error:
+        problem, _, place = str(error).partition(" (")
+        raise BadBody(problem, place.removesuffix(")") or f"byte {len(body)}") from error
+
+
+def parse_event(raw: bytes, session_id: str) -> GoodEvent:
+    """Check *raw*, the JSON text of one event of the session *session_id*.
+
+    Raises:
+        msgspec.DecodeError: It is not an event of that session; the message is the
+            reason, with the path to it.
+    """
+    if _depth(raw) > MAX_DEPTH:
+        raise msgspec.ValidationError(f"Nested deeper than {MAX_DEPTH} levels")
+    head = _decode_head(raw)
+    if head.session_id is msgspec.UNSET:
+        raw = b'{"session_id":%s,%s' % (msgspec.json.encode(session_id), raw[1:].lstrip())
+    elif head.session_id != session_id:
+        raise msgspec.ValidationError("Is not the session of the batch - at `$.session_id`")
+    decoder = _DECODERS.get(head.type)
+    event = None if decoder is None else decoder.decode(raw)
+    if event is not None:
+        _check_numbers(event)
+    return GoodEvent(head.type, head.timestamp, raw, event)
+
+
+def _check_numbers(event: Event) -> None:
+    """Numbers beyond what can be added up and shown are a sender's mistake."""
+    for name in _NUMBERS[type(event)]:
+        value = getattr(event, name)
+        if value is not msgspec.UNSET and not -MAX_NUMBER <= value <= MAX_NUMBER:
+            raise msgspec.ValidationError(f"Number out of range - at `$.{name}`")
+    if isinstance(event, Generation):
+        counts = msgspec.structs.astuple(event.tokens)
+        if min(counts) < 0 or max(counts) > MAX_NUMBER:
+            raise msgspec.ValidationError("Number out of range - at `$.tokens`")
+
+
+def _depth(raw: bytes) -> int:
+    """How deep the JSON text *raw* is nested, or any number within the limit.
+
+    Almost no event has as many brackets as it takes to be too deep: only where one
+    has are they followed, with strings left out.
+    """
+    brackets = raw.count(b"{") + raw.count(b"[")
+    if brackets <= MAX_DEPTH:
+        return brackets
+    depth = deepest = 0
+    for match in _BRACKET_OR_STRING.finditer(raw):
+        match match[0]:
+            case b"{" | b"[":
+                depth += 1
+                deepest = max(deepest, depth)
+            case b"}" | b"]":
+                depth -= 1
+            case _:
+                pass
+    return deepest

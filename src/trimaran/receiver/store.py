@@ -1,0 +1,359 @@
+"""The receiver's memory: sessions and their batches in one SQLite file.
+
+In: validated batches.
+Out: a receipt once a batch is on disk; sessions and events, page by page.
+Does not know: HTTP, how a batch is validated, how a session is shown.
+
+A batch is stored as it came, as one row that holds the JSON of its good events, so
+that a post costs one insert however many events it carries; the summary of its
+session is brought up to date in the same transaction. The view ``events`` takes the
+rows apart again, for whoever opens the file with a tool of their own.
+
+All writing goes through one connection, one transaction at a time. Posts that come
+in while a transaction runs are written together by the next one, so that they share
+one wait for the disk. Every read has a connection of its own: in WAL mode readers
+and the writer do not wait for each other.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from trimaran.receiver.database import StoreError, StoreUnavailable, open_reader, open_writer
+from trimaran.receiver.ingest import Batch, Rejection
+from trimaran.receiver.summary import Summary, add
+
+__all__ = [
+    "EventPage",
+    "Receipt",
+    "SessionPage",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "StoredSession",
+    "open_store",
+]
+
+BUSY_TIMEOUT = 5.0  # s; how long another process may hold the file before posts are put off
+MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page of events ends here, whatever number was asked for
+_MAX_GROUP = 256  # posts in one transaction; bounds how many wait longer because of the others
+_READERS = 4  # threads that read at the same time
+
+_MAX_NUMBER = 2**63 - 1  # the greatest integer of SQLite
+
+_T = TypeVar("_T")
+_SessionRow = tuple[int, str, str]
+
+_decode_summary = msgspec.json.Decoder(Summary).decode
+_decode_rejections = msgspec.json.Decoder(tuple[Rejection, ...]).decode
+_decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of a batch: how many events are stored, and which are not, and why.
+
+    A repeated batch gets the receipt of the first time, marked as a *duplicate*.
+    """
+
+    accepted: int
+    rejected: tuple[Rejection, ...]
+    duplicate: bool = False
+
+
+class StoredSession(msgspec.Struct, frozen=True):
+    """A session and its totals. ``number`` counts up in the order of first arrival."""
+
+    number: int
+    id: str
+    summary: Summary
+
+
+class SessionPage(msgspec.Struct, frozen=True):
+    """Some sessions, the newest first. ``next`` is where the next page starts, or None."""
+
+    sessions: tuple[StoredSession, ...]
+    next: int | None
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """Some events of a session as their JSON text, in the order of arrival.
+
+    ``first`` is the position of the first one, counted from 0; ``next`` is where the
+    next page starts, or None.
+    """
+
+    first: int
+    events: tuple[msgspec.Raw, ...]
+    next: int | None
+
+
+class _Post:
+    """A batch on its way to the disk: it has a receipt, a failure, or still waits."""
+
+    def __init__(self, batch: Batch, key: str | None) -> None:
+        self.batch = batch
+        self.key = key
+        self.receipt: Receipt | None = None
+        self.failure: str | None = None
+
+    @property
+    def decided(self) -> bool:
+        return self.receipt is not None or self.failure is not None
+
+
+class Store:
+    """One SQLite file. Made by :func:`open_store`, used from one trio run.
+
+    Reads and writes wait for the disk in a thread; every async method is a checkpoint.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, clock: Callable[[], float]
+    ) -> None:
+        self.path = path
+        self._clock = clock
+        self._connection = connection  # used by one thread at a time, under the lock
+        self._file = _identity(path)
+        self._writing = trio.Lock()
+        self._waiting: list[_Post] = []  # in the order in which they asked for the lock
+        self._readers = trio.CapacityLimiter(_READERS)
+
+    def __repr__(self) -> str:
+        return f"<Store {str(self.path)!r}>"
+
+    async def append(self, batch: Batch, key: str | None = None) -> Receipt:
+        """Store *batch*, unless its session has one of the same idempotency *key*.
+
+        Once this has returned, the batch is on disk. A cancel leaves it stored whole
+        or not at all.
+
+        Raises:
+            StoreUnavailable: Nothing was stored.
+        """
+        if not batch.events:
+            await trio.lowlevel.checkpoint()
+            return Receipt(0, batch.rejected)
+        post = _Post(batch, key)
+        self._waiting.append(post)
+        try:
+            async with self._writing:
+                # Whoever gets the lock writes for all who wait for it, so that most
+                # find their batch written when their turn comes.
+                if post in self._waiting:
+                    await self._write_waiting()
+        finally:
+            if post in self._waiting:
+                self._waiting.remove(post)
+        if post.receipt is None:
+            raise StoreUnavailable(f"{self.path}: {post.failure}")
+        return post.receipt
+
+    async def sessions(self, *, before: int | None = None, limit: int = 50) -> SessionPage:
+        """Up to *limit* sessions whose number is less than *before*, the newest first.
+
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+
+        def query(connection: sqlite3.Connection) -> SessionPage:
+            rows: list[_SessionRow] = connection.execute(
+                "SELECT number, id, summary FROM sessions WHERE number < ?"
+                " ORDER BY number DESC LIMIT ?",
+                (_MAX_NUMBER if before is None else before, limit + 1),
+            ).fetchall()
+            found = tuple(_session(row) for row in rows[:limit])
+            return SessionPage(found, found[-1].number if len(rows) > limit else None)
+
+        return await self._read(query)
+
+    async def session(self, session_id: str) -> StoredSession | None:
+        """The session of that id, or None.
+
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+
+        def query(connection: sqlite3.Connection) -> StoredSession | None:
+            row: _SessionRow | None = connection.execute(
+                "SELECT number, id, summary FROM sessions WHERE id = ?", (session_id,)
+            ).fetchone()
+            return None if row is None else _session(row)
+
+        return await self._read(query)
+
+    async def events(
+        self, session: StoredSession, *, first: int = 0, limit: int = 200
+    ) -> EventPage:
+        """Up to *limit* events of *session* from position *first* on.
+
+        A page is shorter where its events would be more than 4 MiB together.
+
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+
+        def query(connection: sqlite3.Connection) -> EventPage:
+            rows = connection.execute(
+                "SELECT first, events FROM batches WHERE session = ?1 AND first >="
+                " (SELECT max(first) FROM batches WHERE session = ?1 AND first <= ?2)"
+                " ORDER BY first",
+                (session.number, first),
+            )
+            found: list[msgspec.Raw] = []
+            size = 0
+            for start, text in rows:
+                for event in _decode_events(text)[max(0, first - start) :]:
+                    size += memoryview(event).nbytes
+                    if len(found) == limit or (found and size > MAX_PAGE_BYTES):
+                        return EventPage(first, tuple(found), first + len(found))
+                    found.append(event)
+            return EventPage(first, tuple(found), None)
+
+        return await self._read(query)
+
+    async def check(self) -> None:
+        """See whether the file can be read.
+
+        Raises:
+            StoreUnavailable: It cannot.
+        """
+        await self.sessions(limit=1)
+
+    async def aclose(self) -> None:
+        """Close the file, after what is being written; also when cancelled.
+
+        That takes as long as another process holds the file, 5 s at most by default.
+        """
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                await trio.to_thread.run_sync(self._connection.close)
+
+    async def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
+        def run() -> _T:
+            try:
+                with closing(open_reader(self.path)) as connection:
+                    return query(connection)
+            except sqlite3.OperationalError as error:
+                raise StoreUnavailable(f"{self.path}: {error}") from error
+
+        return await trio.to_thread.run_sync(run, limiter=self._readers)
+
+    async def _write_waiting(self) -> None:
+        """Write those who have waited longest, all or none, and say so to each."""
+        group = self._waiting[:_MAX_GROUP]
+        try:
+            receipts = await trio.to_thread.run_sync(self._write, group)
+        except (sqlite3.OperationalError, StoreUnavailable) as error:
+            for post in group:
+                post.failure = str(error)
+        else:
+            for post, receipt in zip(group, receipts, strict=True):
+                post.receipt = receipt
+        # Any other exception is a bug that goes to the one who met it, while the
+        # others stay in line and write for themselves.
+        self._waiting = [post for post in self._waiting if not post.decided]
+
+    def _write(self, group: Sequence[_Post]) -> list[Receipt]:
+        """Write all of *group* in one transaction, or nothing. Runs in a thread."""
+        if _identity(self.path) != self._file:
+            # SQLite would go on writing to a file that has no name any more.
+            raise StoreUnavailable("was removed or replaced")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            receipts = [self._insert(post.batch, post.key) for post in group]
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # SQLite ends some by itself
+                self._connection.execute("ROLLBACK")
+            raise
+        return receipts
+
+    def _insert(self, batch: Batch, key: str | None) -> Receipt:
+        """Add one batch within the transaction that is under way."""
+        execute = self._connection.execute
+        row: _SessionRow | None = execute(
+            "SELECT number, id, summary FROM sessions WHERE id = ?", (batch.session_id,)
+        ).fetchone()
+        known = None if row is None else _session(row)
+        if known is not None and key is not None:
+            earlier: tuple[int, str] | None = execute(
+                "SELECT accepted, rejected FROM batches WHERE session = ? AND key = ?",
+                (known.number, key),
+            ).fetchone()
+            if earlier is not None:
+                return Receipt(earlier[0], _decode_rejections(earlier[1]), duplicate=True)
+        before = Summary() if known is None else known.summary
+        received = int(self._clock() * 1000)
+        summary = msgspec.json.encode(add(before, batch, received=received)).decode()
+        if known is None:
+            number = execute(
+                "INSERT INTO sessions (id, summary) VALUES (?, ?)", (batch.session_id, summary)
+            ).lastrowid
+        else:
+            number = known.number
+            execute("UPDATE sessions SET summary = ? WHERE number = ?", (summary, number))
+        execute(
+            "INSERT INTO batches (session, first, accepted, received, key, rejected, events)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                number,
+                before.event_count,
+                len(batch.events),
+                received,
+                key,
+                msgspec.json.encode(batch.rejected).decode(),
+                (b"[" + b",".join(event.raw for event in batch.events) + b"]").decode(),
+            ),
+        )
+        return Receipt(len(batch.events), batch.rejected)
+
+
+@asynccontextmanager
+async def open_store(
+    path: str | os.PathLike[str],
+    *,
+    busy_timeout: float = BUSY_TIMEOUT,
+    clock: Callable[[], float] = time.time,
+) -> AsyncGenerator[Store]:
+    """Open the store in the file at *path*, which is made if it is not there.
+
+    Args:
+        path: Must be on a disk of this machine: SQLite's WAL mode does not work over
+            a network.
+        busy_timeout: Seconds to wait for another process that holds the file.
+        clock: Gives the seconds since the epoch.
+
+    Raises:
+        StoreError: The file cannot be used as a store.
+    """
+    where = Path(path)
+    connection = await trio.to_thread.run_sync(
+        partial(open_writer, where, busy_timeout=busy_timeout)
+    )
+    store = Store(where, connection, clock)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def _session(row: _SessionRow) -> StoredSession:
+    number, session_id, summary = row
+    return StoredSession(number, session_id, _decode_summary(summary))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells one file from another of the same name; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
