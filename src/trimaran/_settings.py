@@ -8,7 +8,8 @@ All times are float seconds, all sizes bytes.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import math
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -19,6 +20,8 @@ MailboxPolicy: TypeAlias = Literal["drop_oldest", "drop_newest"]
 KIB = 1024
 MIB = 1024 * KIB
 
+_FLAGS = ("enabled", "strict")
+_POLICIES: tuple[str, ...] = get_args(MailboxPolicy)
 _POSITIVE_NUMBERS = (
     "flush_interval",
     "memory_bytes",
@@ -108,34 +111,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """True lets a bug in a stage come out of ``open_telemetry()``; for tests."""
 
     def __post_init__(self) -> None:
+        for name in _FLAGS:
+            _require(self, name, "True or False", holds=type(getattr(self, name)) is bool)
         for name in _POSITIVE_NUMBERS:
-            _require(self, name, _is_number(getattr(self, name)) and getattr(self, name) > 0,
-                     "a number above 0")
+            value = getattr(self, name)
+            _require(self, name, "a number above 0", holds=_is_number(value) and value > 0)
         for name in _POSITIVE_COUNTS:
             value = getattr(self, name)
-            _require(self, name, type(value) is int and value > 0, "a whole number above 0")
+            _require(self, name, "a whole number above 0", holds=type(value) is int and value > 0)
         drain = self.drain_timeout
-        _require(self, "drain_timeout", _is_number(drain) and drain >= 0, "0 or a number above it")
+        _require(
+            self, "drain_timeout", "0 or a number above it", holds=_is_number(drain) and drain >= 0
+        )
         _require(
             self,
             "mailbox_policy",
-            self.mailbox_policy in {"drop_oldest", "drop_newest"},
-            "'drop_oldest' or 'drop_newest'",
+            " or ".join(map(repr, _POLICIES)),
+            holds=self.mailbox_policy in _POLICIES,
         )
         _require(
-            self, "event_bytes", self.event_bytes < self.batch_bytes, "less than batch_bytes"
+            self, "event_bytes", "less than batch_bytes", holds=self.event_bytes < self.batch_bytes
         )
         _require(
-            self, "memory_bytes", self.memory_bytes >= self.batch_bytes, "at least batch_bytes"
+            self,
+            "memory_bytes",
+            "at least batch_bytes",
+            holds=self.memory_bytes >= self.batch_bytes,
         )
 
 
 def _is_number(value: object) -> bool:
     """An int or a float that is a number (NaN is not), and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return type(value) is int or (type(value) is float and not math.isnan(value))
 
 
-def _require(settings: Settings, name: str, holds: bool, expected: str) -> None:  # noqa: FBT001
+def _require(settings: Settings, name: str, expected: str, *, holds: bool) -> None:
     if not holds:
         message = f"Settings({name}={getattr(settings, name)!r}): {name} must be {expected}"
         raise ValueError(message)
