@@ -99,6 +99,8 @@ def resolve(
     if isinstance(account, Exception):
         return _faulty(f"the account could not be looked up: {_blame(account)}", "account")
     if account is not None:
+        if not _is_account(account):
+            return _faulty(f"the account is a {type(account).__name__}, not an Account", "account")
         if problem := url_problem(account.url, with_token=True):
             return _faulty(f"the account's URL {problem}", "account")
         return Decision(
@@ -138,7 +140,7 @@ def url_problem(url: object, *, with_token: bool) -> str | None:
         return "names no host"
     if parts.username is not None or parts.password is not None:
         return "carries a user name or password, which is not sent"
-    if parts.query or parts.fragment:
+    if "?" in url or "#" in url:  # also an empty query, which would swallow the path
         return "has a query or a fragment, which an endpoint's URL cannot have"
     if with_token and parts.scheme == "http" and not _is_loopback(parts):
         return "is plain http to another machine, where a token must not go; use https"
@@ -153,6 +155,11 @@ def _is_loopback(parts: SplitResult) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_account(value: object) -> bool:
+    """A provider is the host's own code, and may give anything."""
+    return isinstance(value, Account)
 
 
 def _blame(error: Exception) -> str:
