@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ NOT_IMPORTED = [
     "structlog",
 ]
 TYPED_USE = Path(__file__).parent / "typing" / "api.py"
+REFERENCE = Path(__file__).parent.parent / "docs" / "api.md"
 
 
 def names_that_look_public(module_name: str) -> Iterator[str]:
@@ -58,6 +60,19 @@ def names_in_typed_use() -> Iterator[str]:
                 yield dotted
 
 
+def names_in_reference() -> Iterator[str]:
+    """Every name that the reference describes."""
+    module = ""
+    for line in REFERENCE.read_text().splitlines():
+        match re.split(r":: |\(", line):
+            case [".. currentmodule", module]:
+                pass
+            case [directive, name, *_] if directive.startswith(".. auto"):
+                yield f"{module}.{name}"
+            case _:
+                pass
+
+
 @pytest.mark.parametrize("module_name", PUBLIC_MODULES)
 def test_all_is_what_a_user_can_import(module_name: str) -> None:
     """``__all__`` has each public name of the module, once, and nothing that is not there."""
@@ -90,6 +105,18 @@ def test_every_public_name_is_type_checked(module_name: str) -> None:
     expected = {f"{module_name}.{name}" for name in import_module(module_name).__all__}
 
     assert expected - set(names_in_typed_use()) == set()
+
+
+def test_the_reference_is_complete() -> None:
+    """``docs/api.md`` describes each public name once, and no other."""
+    public = [
+        f"{module_name}.{name}"
+        for module_name in PUBLIC_MODULES
+        for name in import_module(module_name).__all__
+        if name != "__version__"
+    ]
+
+    assert sorted(names_in_reference()) == sorted(public)
 
 
 def test_importing_is_light() -> None:
