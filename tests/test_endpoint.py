@@ -9,7 +9,7 @@ import structlog
 import trio
 
 import trimaran
-from trimaran._endpoint import is_usable_token
+from trimaran._endpoint.token import is_usable_token
 from trimaran.testing import Capture
 
 if TYPE_CHECKING:

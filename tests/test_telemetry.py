@@ -378,7 +378,7 @@ async def test_strict_lets_a_bug_out_of_a_waiting_block(monkeypatch: pytest.Monk
     async def broken(*_arguments: object, **_named: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("trimaran._session.collect", broken)
+    monkeypatch.setattr("trimaran._live_session.collect", broken)
 
     with pytest.raises(ZeroDivisionError):
         async with Capture().open() as telemetry, telemetry.session():
@@ -391,7 +391,7 @@ async def test_strict_lets_a_bug_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_arguments: object, **_named: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("trimaran._session.collect", broken)
+    monkeypatch.setattr("trimaran._live_session.collect", broken)
 
     with pytest.raises(ZeroDivisionError):
         async with Capture().open() as telemetry, telemetry.session():

@@ -2,7 +2,8 @@
 
 The layout follows the data: a session's mailbox, then its three stages in
 ``_pipeline`` (collector, batcher, sender), then the endpoint and the transport that all
-sessions share. ``_telemetry`` holds the supervisor, ``_session`` joins the stages.
+sessions share. ``_live_session`` joins the stages of one session, ``_supervisor`` keeps
+those of all sessions alive, ``_telemetry`` opens and closes the whole.
 This file holds names, and no logic.
 """
 
@@ -29,6 +30,7 @@ from trimaran._events import (
     ToolCall,
     ToolOutputsPruned,
 )
+from trimaran._hooks import Dropped, Problem
 from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
@@ -51,11 +53,13 @@ __all__ = [
     "CredentialsFile",
     "Decision",
     "DropReason",
+    "Dropped",
     "ErrorEvent",
     "Event",
     "Flushed",
     "Generation",
     "GenerationMeasure",
+    "Problem",
     "Request",
     "Session",
     "SessionEnd",

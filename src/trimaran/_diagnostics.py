@@ -1,4 +1,4 @@
-"""What the library itself has to say: few lines, through structlog.
+"""What the library itself has to say: few lines, through structlog and the host's hook.
 
 In: a problem and a few plain facts about it. Out: at most one line a minute for
 each problem, with the number of times that it was held back.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trimaran._current import outside_sessions
+from trimaran._hooks import Hooks, Problem
 
 __all__ = ["Diagnostics"]
 
@@ -25,32 +26,56 @@ class Diagnostics:
 
     Args:
         now: a monotonic clock, in seconds.
+        hooks: the host's, told whatever is logged.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], hooks: Hooks | None = None) -> None:
         self._now = now
+        self._hooks = Hooks() if hooks is None else hooks
+        self._hooks.fail = self._hook_failed
         self._last: dict[str, float] = {}
         self._held_back: dict[str, int] = {}
 
     def warn(self, problem: str, /, **facts: object) -> None:
-        """Log *problem* as a warning, unless it was logged within the last minute.
+        """Tell of *problem*, unless it was told within the last minute.
 
         Never raises: a processor of the host's that fails is the host's to notice
         in its own lines.
         """
-        now = self._now()
-        last = self._last.get(problem)
-        if last is not None and now - last < _INTERVAL:
-            self._held_back[problem] = self._held_back.get(problem, 0) + 1
+        repeated = self._due(problem)
+        if repeated is None:
             return
-        self._last[problem] = now
-        repeated = self._held_back.pop(problem, 0)
+        self._hooks.problem(Problem(name=problem, count=repeated + 1, facts=facts))
+        self._log("warning", problem, repeated, facts)
+
+    def inform(self, news: str, /, **facts: object) -> None:
+        """Log *news* that are no problem, as rarely as problems."""
+        repeated = self._due(news)
+        if repeated is not None:
+            self._log("info", news, repeated, facts)
+
+    def _hook_failed(self, kind: str) -> None:
+        repeated = self._due("telemetry hook failed")
+        if repeated is not None:
+            self._log("warning", "telemetry hook failed", repeated, {"error": kind})
+
+    def _due(self, line: str) -> int | None:
+        """How often *line* was held back, if it may be told now; else None."""
+        now = self._now()
+        last = self._last.get(line)
+        if last is not None and now - last < _INTERVAL:
+            self._held_back[line] = self._held_back.get(line, 0) + 1
+            return None
+        self._last[line] = now
+        return self._held_back.pop(line, 0)
+
+    def _log(self, level: str, line: str, repeated: int, facts: dict[str, object]) -> None:
         if repeated:
-            facts["repeated"] = repeated
+            facts = {**facts, "repeated": repeated}
         with outside_sessions():
             try:
-                _logger().warning(problem, **facts)
-            except Exception:  # noqa: BLE001, S110 - see the docstring
+                getattr(_logger(), level)(line, **facts)
+            except Exception:  # noqa: BLE001, S110 - see warn()
                 pass
 
 

@@ -33,6 +33,7 @@ _POSITIVE_NUMBERS = (
     "retry_max",
     "retry_after_max",
     "retry_timeout",
+    "retry_budget",
     "unauthorized_interval",
 )
 _POSITIVE_COUNTS = ("batch_events", "mailbox_events", "backlog_events", "max_requests")
@@ -101,8 +102,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_max: float = 120.0
     """Seconds that a ``Retry-After`` is honoured for at most."""
 
-    retry_timeout: float = 600.0
-    """Seconds that one batch is tried for at most, before ``retries_exhausted``."""
+    retry_timeout: float = 3600.0
+    """Seconds that one batch is tried for at most, before ``retries_exhausted``: an hour of
+    outage is sat out, a batch that an endpoint will never take does not stay for ever."""
+
+    retry_budget: float = 10.0
+    """Repeated requests a second, over all sessions, in the long run; ten seconds' worth
+    may be made at once."""
 
     unauthorized_interval: float = 60.0
     """Seconds between two refreshes of a token that the endpoint refuses."""

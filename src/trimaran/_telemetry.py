@@ -1,11 +1,7 @@
-"""A telemetry: from the decision to the last event, under one supervisor.
+"""A telemetry: from the decision to the last event.
 
 In: an app's name, an account, settings. Out: sessions.
 Does not know: stages, batches, HTTP.
-
-The stages live in one supervisor task that holds a shielded cancel scope. They outlive
-a body that is cancelled, and end, whatever they are doing, at the scope's deadline,
-which is set when the body is left.
 
 All tasks of ours are protected from Ctrl-C: it goes to the host's code, as it would
 without us, and reaches us as the exception that the block is left with.
@@ -15,28 +11,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 
 import trio
 
 from trimaran._account import Account, AccountProvider, CredentialsError
-from trimaran._current import current
 from trimaran._decision import Decision, Tier, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import Endpoint, TokenKeeper, is_usable_token
+from trimaran._endpoint import Endpoint
+from trimaran._endpoint.consent import Consent
+from trimaran._endpoint.outages import Outages
+from trimaran._endpoint.token import TokenKeeper, is_usable_token
+from trimaran._hooks import Hooks, OnDrop, OnProblem
+from trimaran._live_session import SessionContext, Shared
 from trimaran._pipeline.encoder import jsonable
 from trimaran._pipeline.mailbox import MemoryBudget
-from trimaran._pipeline.redact import mask_text
-from trimaran._pipeline.wire import Context
-from trimaran._session import SILENT, LiveSession, Session, SessionContext
+from trimaran._session import SILENT, Session
 from trimaran._settings import Settings
+from trimaran._supervisor import Supervisor, entered
 from trimaran._transport import Transport
 
 __all__ = ["Telemetry", "open_telemetry", "run_telemetry"]
@@ -50,9 +44,9 @@ def random_id() -> str:
 class Telemetry:
     """What :func:`open_telemetry` gives: the decision, and sessions."""
 
-    def __init__(self, decision: Decision, harbour: _Harbour | None) -> None:
+    def __init__(self, decision: Decision, supervisor: Supervisor | None) -> None:
         self._decision = decision
-        self._harbour = harbour
+        self._supervisor = supervisor
 
     def __repr__(self) -> str:
         return f"<Telemetry: {self._decision.tier}, {self._decision.reason}>"
@@ -89,11 +83,11 @@ class Telemetry:
                 replay of a recorded session, whose own are among its events. What a
                 ``session_end`` tracked there leaves unset is filled in as ever.
         """
-        if self._harbour is None:
-            return _entered(SILENT)
-        return self._harbour.session(
+        if self._supervisor is None:
+            return entered(SILENT)
+        return self._supervisor.session(
             SessionContext(
-                session_id=self._harbour.new_id() if session_id is None else _text(session_id),
+                session_id=self._supervisor.shared.new_id() if session_id is None else _text(session_id),
                 project_id=_text(project_id),
                 agent=_text(agent),
                 model_id=_text(model_id),
@@ -101,119 +95,6 @@ class Telemetry:
             ),
             announce=announce,
         )
-
-
-class _Harbour:
-    """The running half of a telemetry: what its sessions share, and their supervisor."""
-
-    def __init__(
-        self,
-        *,
-        endpoint: Endpoint,
-        settings: Settings,
-        diagnostics: Diagnostics,
-        version: str,
-        user_email: str,
-        home: str | None,
-        wall_clock: Callable[[], float],
-        random: Random,
-        new_id: Callable[[], str],
-    ) -> None:
-        self._endpoint = endpoint
-        self._settings = settings
-        self._diagnostics = diagnostics
-        self._version = version
-        self._user_email = user_email
-        self._home = home
-        self._wall_clock = wall_clock
-        self._random = random
-        self.new_id = new_id
-        self._budget = MemoryBudget(settings.memory_bytes)
-        # A dict for its order, which a run with the same seeds repeats; so elsewhere.
-        self._open: dict[LiveSession, None] = {}
-        self._scope = trio.CancelScope(shield=True)
-        self._stages: trio.Nursery | None = None
-        self._closing = trio.Event()
-        self.is_ready = trio.Event()
-        """The supervisor runs, and sessions can be opened."""
-
-    @asynccontextmanager
-    async def session(self, context: SessionContext, *, announce: bool) -> AsyncIterator[Session]:
-        """A session whose stages run under the supervisor. Neither end is a checkpoint."""
-        session = LiveSession(
-            context,
-            wire_context=Context(
-                session_id=context.session_id,
-                cli_version=self._version,
-                user_email=self._user_email,
-                project_id=mask_text(context.project_id, self._home),
-            ),
-            endpoint=self._endpoint,
-            settings=self._settings,
-            budget=self._budget,
-            diagnostics=self._diagnostics,
-            home=self._home,
-            random=self._random,
-            wall_clock=self._wall_clock,
-            key_prefix=self.new_id(),
-            announce=announce,
-        )
-        if self._stages is None or self._closing.is_set():
-            session.abandon()
-        else:
-            self._open[session] = None
-            self._stages.start_soon(session.run, name=f"trimaran session {session.id}")
-        try:
-            with _named_in_logs(session.id):
-                async with _entered(session):
-                    yield session
-        finally:
-            session.close()
-            self._open.pop(session, None)
-
-    @trio.lowlevel.enable_ki_protection
-    async def supervise(self) -> None:
-        """Run the stages of all sessions until :meth:`close`, and then to the deadline."""
-        with self._scope:
-            async with trio.open_nursery() as self._stages:
-                self.is_ready.set()
-                await self._closing.wait()
-        await self._endpoint.aclose()
-
-    def close(self) -> None:
-        """End all sessions; what is pending has ``drain_timeout`` seconds from now."""
-        self._scope.deadline = trio.current_time() + self._settings.drain_timeout
-        self._closing.set()
-        for session in list(self._open):
-            session.close()
-
-
-@asynccontextmanager
-async def _entered(session: Session) -> AsyncIterator[Session]:
-    """Make *session* the current one of the block. Neither end is a checkpoint."""
-    entered = current.set(session)
-    try:
-        yield session
-    finally:
-        # Left in another context than it was entered in, there is nothing to undo here.
-        with suppress(ValueError):
-            current.reset(entered)
-
-
-@contextmanager
-def _named_in_logs(session_id: str) -> Iterator[None]:
-    """Let structlog's ``merge_contextvars`` add the session's id to the block's records."""
-    from structlog.contextvars import (  # noqa: PLC0415 - tens of milliseconds
-        bind_contextvars,
-        reset_contextvars,
-    )
-
-    bound = bind_contextvars(session_id=session_id)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            reset_contextvars(**bound)
 
 
 @asynccontextmanager
@@ -226,6 +107,9 @@ async def open_telemetry(
     settings: Settings | None = None,
     environ: Mapping[str, str] | None = None,
     transport: Transport | None = None,
+    consent: Callable[[], bool] | None = None,
+    on_drop: OnDrop | None = None,
+    on_problem: OnProblem | None = None,
     wall_clock: Callable[[], float] = time.time,
     random: Random | None = None,
     new_id: Callable[[], str] = random_id,
@@ -248,6 +132,11 @@ async def open_telemetry(
         environ: where the switches are looked up, now and before every request;
             ``os.environ``, if None.
         transport: makes the requests; HTTP, if None. One that is given is not closed.
+        consent: the host's own switch, asked before every request: False stops sending
+            at once and drops what is kept as ``consent_withdrawn``.
+        on_drop: told of events that were given up, after the fact and summed up.
+        on_problem: told of what is logged as a warning. Whatever a hook raises is
+            logged, and changes nothing.
         wall_clock: seconds since the epoch, for stamps. Durations and deadlines go by
             trio's clock.
         random: where the jitter of retries comes from.
@@ -262,7 +151,9 @@ async def open_telemetry(
         raise ValueError(message)
     settings = Settings() if settings is None else settings
     environ = os.environ if environ is None else environ
-    diagnostics = Diagnostics(trio.lowlevel.current_clock().current_time)
+    now = trio.lowlevel.current_clock().current_time
+    hooks = Hooks(on_drop, on_problem)
+    diagnostics = Diagnostics(now, hooks)
 
     found, token = None, None
     if account is not None and opted_out(app, environ, enabled=settings.enabled) is None:
@@ -278,52 +169,54 @@ async def open_telemetry(
     # thread: a clock that jumps ahead while nothing runs does not wait for threads.
     import structlog.contextvars  # noqa: F401, PLC0415
 
-    tokens = None
-    user_email = ""
-    if decision.tier is Tier.AUTHENTICATED:
-        assert account is not None
-        assert token is not None
-        assert isinstance(found, Account)
-        user_email = _text(found.email)
-        tokens = TokenKeeper(
-            account,
-            token,
-            now=trio.lowlevel.current_clock().current_time,
-            timeout=settings.request_timeout,
-            interval=settings.unauthorized_interval,
-            diagnostics=diagnostics,
-        )
-    harbour = _Harbour(
-        endpoint=Endpoint(
-            decision,
-            transport=transport,
-            tokens=tokens,
-            app=app,
-            environ=environ,
+    random = Random() if random is None else random  # noqa: S311 - jitter is no secret
+    outages = Outages(diagnostics, now)
+    supervisor = Supervisor(
+        Shared(
+            endpoint=Endpoint(
+                decision,
+                transport=transport,
+                tokens=_token_keeper(account, token, settings, diagnostics, wall_clock),
+                consent=Consent(
+                    app=app,
+                    environ=environ,
+                    ask=consent,
+                    account=account if decision.tier is Tier.AUTHENTICATED else None,
+                    now=now,
+                    timeout=settings.account_timeout,
+                    diagnostics=diagnostics,
+                ),
+                settings=settings,
+                diagnostics=diagnostics,
+                random=random,
+                wall_clock=wall_clock,
+                on_change=outages.change,
+            ),
             settings=settings,
+            budget=MemoryBudget(settings.memory_bytes),
             diagnostics=diagnostics,
-        ),
-        settings=settings,
-        diagnostics=diagnostics,
-        version=_text(version),
-        user_email=user_email,
-        home=environ.get("HOME") or environ.get("USERPROFILE"),
-        wall_clock=wall_clock,
-        random=Random() if random is None else random,  # noqa: S311 - jitter is no secret
-        new_id=new_id,
+            hooks=hooks,
+            outages=outages,
+            version=_text(version),
+            user_email=_text(found.email) if isinstance(found, Account) else "",
+            home=environ.get("HOME") or environ.get("USERPROFILE"),
+            random=random,
+            wall_clock=wall_clock,
+            new_id=new_id,
+        )
     )
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             # Not nursery.start(): cancelled in the middle, it would wait for a supervisor
             # that no cancellation reaches.
-            nursery.start_soon(harbour.supervise)
+            nursery.start_soon(supervisor.run)
             try:
-                await harbour.is_ready.wait()
-                yield Telemetry(decision, harbour)
+                await supervisor.is_ready.wait()
+                yield Telemetry(decision, supervisor)
             except BaseException as error:  # noqa: BLE001 - raised again below, as it is
                 failure = error
-            harbour.close()
+            supervisor.close()
     except BaseException as ended:  # noqa: BLE001 - raised again, or outranked by the block's own
         own = _other_than_cancelled(ended)
         if isinstance(own, KeyboardInterrupt) or (
@@ -349,6 +242,27 @@ def _other_than_cancelled(error: BaseException) -> BaseException | None:
             error_without = error_without.exceptions[0]
         return error_without
     return None if isinstance(error, trio.Cancelled) else error
+
+
+def _token_keeper(
+    account: AccountProvider | None,
+    token: str | None,
+    settings: Settings,
+    diagnostics: Diagnostics,
+    wall_clock: Callable[[], float],
+) -> TokenKeeper | None:
+    """None where events go out without a token."""
+    if account is None or token is None:
+        return None
+    return TokenKeeper(
+        account,
+        token,
+        now=trio.lowlevel.current_clock().current_time,
+        wall_clock=wall_clock,
+        timeout=settings.request_timeout,
+        interval=settings.unauthorized_interval,
+        diagnostics=diagnostics,
+    )
 
 
 async def _look_up(

@@ -6,7 +6,7 @@ Does not know: events, channels, time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -76,7 +76,11 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """The books of one session. Written by one thread, that of the session's tasks."""
+    """The books of one session. Written by one thread, that of the session's tasks.
+
+    *on_drop* is called when there are losses to tell of, and not again until they were
+    taken; it must not raise.
+    """
 
     __slots__ = (
         "attempts",
@@ -84,13 +88,15 @@ class Ledger:
         "delivered",
         "dropped",
         "loss_reports",
+        "on_drop",
         "pending",
         "retries",
         "tracked",
         "unreported",
+        "untold",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, on_drop: Callable[[], object] | None = None) -> None:
         self.tracked = 0
         self.delivered = 0
         self.pending = 0
@@ -101,6 +107,9 @@ class Ledger:
         self.loss_reports = 0
         self.unreported: dict[DropReason, int] = {}
         """Losses that no report under way or delivered speaks of."""
+        self.on_drop = on_drop
+        self.untold: dict[DropReason, int] = {}
+        """Losses that the host was not told of; kept only with *on_drop*."""
 
     def track(self, count: int = 1) -> None:
         """*count* events were handed over; their fate is open."""
@@ -118,6 +127,15 @@ class Ledger:
             self.pending -= count
             _add(self.dropped, reason, count)
             _add(self.unreported, reason, count)
+            if self.on_drop is not None:
+                if not self.untold:
+                    self.on_drop()
+                _add(self.untold, reason, count)
+
+    def take_untold(self) -> dict[DropReason, int]:
+        """The losses to tell the host of."""
+        untold, self.untold = self.untold, {}
+        return untold
 
     def take_losses(self) -> dict[DropReason, int]:
         """The losses to put into a report; they count as reported until given back."""

@@ -181,6 +181,8 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._ended = False
         self._charged = 0
         self._downstream = 0
+        self.full_because = DropReason.MAILBOX_FULL
+        """Why there is no room when there is none: what is shed has this reason."""
         self.peak = 0
         """Most events that waited at once, as far as the reader saw."""
         budget.join(self)
@@ -215,7 +217,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         elif always or self._has_room(entry.size) or self._make_room(entry):
             self._append(entry)
         else:
-            ledger.drop(DropReason.MAILBOX_FULL)
+            ledger.drop(self.full_because)
 
     async def put_when_room(self, event: Event, time: float | None = None) -> None:
         """Take *event* as soon as there is room; nothing is shed for it.
@@ -328,7 +330,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             return False
         self._charged -= shed.size
         self._budget.release(shed.size)
-        self._ledger.drop(DropReason.MAILBOX_FULL)
+        self._ledger.drop(self.full_because)
         return True
 
     def _wake_reader(self) -> None:

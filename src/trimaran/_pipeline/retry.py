@@ -11,7 +11,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 
-__all__ = ["Verdict", "backoff", "judge", "retry_after_seconds"]
+__all__ = ["Verdict", "backoff", "is_failing", "judge", "retry_after_seconds"]
 
 
 class Verdict(Enum):
@@ -43,6 +43,11 @@ def judge(status: int, *, with_token: bool) -> Verdict:
     if status == 401 and with_token:
         return Verdict.UNAUTHORIZED
     return Verdict.REJECTED
+
+
+def is_failing(status: int) -> bool:
+    """Whether an answer speaks of the endpoint's health rather than of the batch."""
+    return status in _RETRIED
 
 
 def backoff(failures: int, *, initial: float, maximum: float, chance: float) -> float:

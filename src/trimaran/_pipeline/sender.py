@@ -14,11 +14,11 @@ import trio
 from trio.abc import ReceiveChannel
 
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import Endpoint
+from trimaran._endpoint import ConsentWithdrawn, Endpoint
 from trimaran._pipeline import wire
 from trimaran._pipeline.batcher import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._pipeline.retry import Verdict, backoff, judge, retry_after_seconds
+from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
 from trimaran._transport import Answer, Request, TransportError
 from trimaran._version import __version__
@@ -61,7 +61,9 @@ class Sender:
         endpoint: the way out, shared with other sessions.
         settings: the retry schedule.
         ledger: the session's books.
-        release: told the bytes of a batch whose fate is known.
+        settled: told the bytes of a batch whose fate is known.
+        hold: told why batches are not taken, when it is more than a passing failure, and
+            None when they are.
         diagnostics: where lasting trouble is told.
         random: where the jitter comes from.
         wall_clock: seconds since the epoch.
@@ -75,7 +77,8 @@ class Sender:
         endpoint: Endpoint,
         settings: Settings,
         ledger: Ledger,
-        release: Callable[[int], None],
+        settled: Callable[[int], None],
+        hold: Callable[[DropReason | None], None],
         diagnostics: Diagnostics,
         random: Random,
         wall_clock: Callable[[], float],
@@ -86,7 +89,9 @@ class Sender:
         self._url = wire.endpoint_url(endpoint.url)
         self._settings = settings
         self._ledger = ledger
-        self._release = release
+        self._settled = settled
+        self._hold = hold
+        self._is_repetition = False
         self._diagnostics = diagnostics
         self._random = random
         self._wall_clock = wall_clock
@@ -117,7 +122,7 @@ class Sender:
         else:
             self._ledger.give_back_losses(batch.losses)
         self._ledger.batches += 1
-        self._release(sum(line.size for line in batch.lines))
+        self._settled(sum(line.size for line in batch.lines))
 
     async def _deliver(self, parcel: Parcel) -> bool:
         """Try until the fate of every event is known; says whether all reports arrived."""
@@ -130,12 +135,18 @@ class Sender:
             },
             wire.body(self._context, parcel.events, timestamp=int(self._wall_clock() * 1000)),
         )
+        self._is_repetition = False
         give_up_at = trio.current_time() + self._settings.retry_timeout
         failures = 0
         while True:
-            if self._endpoint.withdrawn():
-                return self._drop(parcel, DropReason.CONSENT_WITHDRAWN)
-            answer = await self._attempt(request, repeated=failures > 0)
+            answer = None
+            with trio.move_on_at(give_up_at):
+                try:
+                    answer = await self._attempt(request, is_repeated=failures > 0)
+                except ConsentWithdrawn:
+                    return self._drop(parcel, DropReason.CONSENT_WITHDRAWN)
+            if answer is None:
+                return self._drop(parcel, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
             match self._verdict(answer):
                 case Verdict.DELIVERED:
                     return self._delivered(parcel, answer)
@@ -150,21 +161,25 @@ class Sender:
                     return await self._deliver(second) and first_arrived
                 case Verdict.RETRY | Verdict.UNAUTHORIZED as verdict:
                     failures += 1
-                    wait = self._wait(verdict, answer, failures)
-                    if trio.current_time() + wait > give_up_at:
-                        return self._drop(
-                            parcel, self.held_back_by or DropReason.RETRIES_EXHAUSTED
-                        )
-                    await trio.sleep(wait)
+                    again_at = self._again_at(verdict, answer, failures)
+                    if again_at > give_up_at:
+                        return self._drop(parcel, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
+                    await self._endpoint.pause_until(again_at)
 
-    async def _attempt(self, request: Request, *, repeated: bool) -> Answer:
-        self._ledger.attempts += 1
-        self._ledger.retries += repeated
+    async def _attempt(self, request: Request, *, is_repeated: bool) -> Answer:
+        """One attempt; no answer at all is an answer of status 0."""
         try:
-            return await self._endpoint.attempt(request)
+            return await self._endpoint.attempt(
+                request, is_repeated=is_repeated, made=self._count_attempt
+            )
         except TransportError as error:
             self._diagnostics.warn("telemetry endpoint not reached", error=str(error))
             return _NO_ANSWER
+
+    def _count_attempt(self) -> None:
+        self._ledger.attempts += 1
+        self._ledger.retries += self._is_repetition
+        self._is_repetition = True
 
     def _verdict(self, answer: Answer) -> Verdict:
         verdict = (
@@ -174,26 +189,24 @@ class Sender:
         )
         unauthorized = verdict is Verdict.UNAUTHORIZED
         self.held_back_by = DropReason.UNAUTHORIZED if unauthorized else None
+        self._hold(self.held_back_by)
         return verdict
 
-    def _wait(self, verdict: Verdict, answer: Answer, failures: int) -> float:
-        """Seconds until the next attempt."""
+    def _again_at(self, verdict: Verdict, answer: Answer, failures: int) -> float:
+        """When to try again, by trio's clock; what the endpoint asks for comes on top."""
         settings = self._settings
+        now = trio.current_time()
         if verdict is Verdict.UNAUTHORIZED:
             self._diagnostics.warn("telemetry token refused", status=answer.status)
-            return settings.unauthorized_interval
+            return max(self._endpoint.next_refresh_at(), now + settings.retry_initial)
         if answer.status:
             self._diagnostics.warn("telemetry endpoint failing", status=answer.status)
-        drawn = backoff(
+        return now + backoff(
             failures,
             initial=settings.retry_initial,
             maximum=settings.retry_max,
             chance=self._random.random(),
         )
-        asked_for = retry_after_seconds(
-            answer.retry_after, now=self._wall_clock(), maximum=settings.retry_after_max
-        )
-        return max(drawn, asked_for or 0.0)
 
     def _delivered(self, parcel: Parcel, answer: Answer) -> bool:
         refused = (

@@ -1,0 +1,233 @@
+"""What all sessions of a telemetry share on the way out: health, token, consent, client.
+
+In: a request without credentials. Out: the endpoint's answer.
+Does not know: batches, sessions, what an answer means for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import trio
+
+from trimaran._decision import Decision
+from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint.circuit import Circuit, RetryBudget
+from trimaran._endpoint.consent import Consent, ConsentWithdrawn
+from trimaran._endpoint.token import TokenKeeper
+from trimaran._pipeline.retry import backoff, is_failing, retry_after_seconds
+from trimaran._settings import Settings
+from trimaran._transport import Answer, Request, Transport, TransportError
+
+__all__ = ["ConsentWithdrawn", "Endpoint"]
+
+CLOSE_GRACE = 0.1
+"""Seconds that closing the connections may take once everything else is over."""
+
+_UNAUTHORIZED = 401
+
+
+class Endpoint:
+    """The one way to the network, for all sessions.
+
+    Args:
+        decision: an enabled one.
+        transport: the host's own, which is not closed; None opens one for HTTP at the
+            first request.
+        tokens: where the token comes from; None sends none.
+        consent: asked before every request.
+        settings: limits.
+        diagnostics: where lasting trouble is told.
+        random: where jitter comes from.
+        wall_clock: seconds since the epoch.
+        on_change: told when delivery is lost (True) and when it is restored (False).
+    """
+
+    def __init__(
+        self,
+        decision: Decision,
+        *,
+        transport: Transport | None,
+        tokens: TokenKeeper | None,
+        consent: Consent,
+        settings: Settings,
+        diagnostics: Diagnostics,
+        random: Random,
+        wall_clock: Callable[[], float],
+        on_change: Callable[[bool], None],
+    ) -> None:
+        assert decision.url is not None
+        self.url = decision.url
+        self._tokens = tokens
+        self._consent = consent
+        self._settings = settings
+        self._diagnostics = diagnostics
+        self._wall_clock = wall_clock
+        self._on_change = on_change
+        self._transport = transport
+        self._owned: Transport | None = None
+        self._opening = trio.Lock()
+        self._slots = trio.CapacityLimiter(settings.max_requests)
+        self._circuit = Circuit(
+            lambda failures: backoff(
+                failures,
+                initial=settings.retry_initial,
+                maximum=settings.retry_max,
+                chance=random.random(),
+            )
+        )
+        self._budget = RetryBudget(settings.retry_budget)
+        self._probe = trio.Lock()
+        self._hurried = trio.Event()
+
+    @property
+    def with_token(self) -> bool:
+        """Whether requests carry a token, and a 401 is about that token."""
+        return self._tokens is not None
+
+    def next_refresh_at(self) -> float:
+        """When a token that was refused may be renewed, by trio's clock."""
+        return self._tokens.next_refresh_at if self._tokens is not None else float("-inf")
+
+    def hurry(self) -> None:
+        """Time runs out: whoever waits for the endpoint to recover may try once, now."""
+        self._circuit.hurry()
+        self._hurried.set()
+
+    async def pause_until(self, time: float) -> None:
+        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        with trio.move_on_at(time):
+            if self._hurried.is_set():
+                await trio.sleep_forever()
+            await self._hurried.wait()
+
+    async def attempt(
+        self, request: Request, *, is_repeated: bool, made: Callable[[], None]
+    ) -> Answer:
+        """Make one attempt, when the endpoint's health allows it.
+
+        After a 401 one more is made with a fresh token. Without a usable token no request
+        is made and the answer is a 401. While the endpoint counts as down, one attempt at
+        a time goes out, and the others wait for how it ends.
+
+        Args:
+            request: what to post, without credentials.
+            is_repeated: whether it was tried before, and so draws on the retry budget.
+            made: told of every request that is really made.
+
+        Raises:
+            TransportError: there is no answer, within ``request_timeout`` seconds.
+            ConsentWithdrawn: nothing may be sent any more; no request was made.
+        """
+        if is_repeated:
+            await trio.sleep(self._budget.take(trio.current_time()))
+        while True:
+            async with self._slots:
+                # Looked at with the slot in hand: waiting for it, the endpoint may go down.
+                if not self._circuit.holds(trio.current_time()):
+                    return await self._judged(request, made, is_probe=False)
+            async with self._probe:
+                while (at := self._circuit.next_at()) > trio.current_time():
+                    await self.pause_until(at)
+                if self._circuit.is_open:
+                    async with self._slots:
+                        return await self._judged(request, made, is_probe=True)
+
+    async def _judged(
+        self, request: Request, made: Callable[[], None], *, is_probe: bool
+    ) -> Answer:
+        """One attempt, and what it says of the endpoint's health."""
+        try:
+            answer = await self._authorized(request, made)
+        except TransportError:
+            self._fail(None, is_probe=is_probe)
+            raise
+        if is_failing(answer.status):
+            pause = retry_after_seconds(
+                answer.retry_after,
+                now=self._wall_clock(),
+                maximum=self._settings.retry_after_max,
+            )
+            self._fail(pause, is_probe=is_probe)
+        else:
+            was_open = self._circuit.is_open
+            self._circuit.succeeded()
+            if was_open:
+                self._on_change(False)  # noqa: FBT003 - see its description
+        return answer
+
+    def _fail(self, pause: float | None, *, is_probe: bool) -> None:
+        was_open = self._circuit.is_open
+        self._circuit.failed(trio.current_time(), pause=pause, is_probe=is_probe)
+        if self._circuit.is_open and not was_open:
+            self._on_change(True)  # noqa: FBT003 - see its description
+
+    async def _authorized(self, request: Request, made: Callable[[], None]) -> Answer:
+        tokens = self._tokens
+        if tokens is None:
+            return await self._post(request, None, made)
+        token = await tokens.current()
+        if token is None:
+            return Answer(_UNAUTHORIZED)
+        answer = await self._post(request, token, made)
+        if answer.status != _UNAUTHORIZED:
+            return answer
+        fresh = await tokens.renewed(after=token)
+        if fresh is not None:
+            answer = await self._post(request, fresh, made)
+        if answer.status == _UNAUTHORIZED:
+            tokens.refuse(fresh or token)
+        return answer
+
+    async def _post(
+        self, request: Request, token: str | None, made: Callable[[], None]
+    ) -> Answer:
+        if token is not None:
+            headers = {**request.headers, "authorization": f"Bearer {token}"}
+            request = Request(request.url, headers, request.body)
+        timeout = self._settings.request_timeout
+        with trio.move_on_after(timeout):
+            try:
+                transport = await self._opened()
+                await self._consent.require()
+                made()
+                return await transport.attempt(request)
+            except (TransportError, ConsentWithdrawn):
+                raise
+            except Exception as error:  # noqa: BLE001 - a transport may be the host's own
+                self._diagnostics.warn("telemetry transport failed", error=type(error).__name__)
+                raise TransportError(type(error).__name__) from None
+        raise TransportError(f"no answer within {timeout:g} s")
+
+    async def _opened(self) -> Transport:
+        """The transport; the first request makes it, in whichever session that is.
+
+        In a thread, since importing an HTTP client and reading certificates take tens of
+        milliseconds in which the agent should go on. No checkpoint once it is there.
+        """
+        if self._transport is None:
+            async with self._opening:
+                if self._transport is None:
+                    self._owned = self._transport = await trio.to_thread.run_sync(
+                        _http_transport, self._settings.max_requests, abandon_on_cancel=True
+                    )
+        return self._transport
+
+    async def aclose(self) -> None:
+        """Close the connections, in at most :data:`CLOSE_GRACE` seconds."""
+        if self._owned is not None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
+                try:
+                    await self._owned.aclose()
+                except Exception as error:  # noqa: BLE001 - nothing is left to lose
+                    self._diagnostics.warn(
+                        "telemetry transport failed to close", error=type(error).__name__
+                    )
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+
+def _http_transport(max_connections: int) -> Transport:
+    from trimaran._transport.http import HttpTransport  # noqa: PLC0415 - imports httpx
+
+    return HttpTransport(max_connections=max_connections)

@@ -1,0 +1,98 @@
+"""Whether events may still be sent: looked at before every single request.
+
+In: the environment, the host's own switch, its account. Out: yes or no, now.
+Does not know: what is dropped when the answer is no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from trimaran._account import AccountProvider
+from trimaran._decision import opted_out
+from trimaran._diagnostics import Diagnostics
+
+__all__ = ["Consent", "ConsentWithdrawn"]
+
+_ACCOUNT_INTERVAL = 1.0
+"""Seconds for which an account that was there counts as there: looking it up may read a
+file, and a thousand sessions may ask at once."""
+
+
+class ConsentWithdrawn(Exception):  # noqa: N818 - it is no error
+    """Nothing may be sent any more."""
+
+
+class Consent:
+    """The switches of one telemetry, as they are at this moment.
+
+    Args:
+        app: names the switches of the environment.
+        environ: the live environment.
+        ask: the host's own switch; what it raises counts as no.
+        account: the account that events are sent for; gone, there is no consent. None
+            where events are anonymous.
+        now: a monotonic clock, in seconds.
+        timeout: seconds that looking up the account may take.
+        diagnostics: where a switch or an account that fails is told.
+    """
+
+    def __init__(
+        self,
+        *,
+        app: str,
+        environ: Mapping[str, str],
+        ask: Callable[[], bool] | None,
+        account: AccountProvider | None,
+        now: Callable[[], float],
+        timeout: float,
+        diagnostics: Diagnostics,
+    ) -> None:
+        self._app = app
+        self._environ = environ
+        self._ask = ask
+        self._account = account
+        self._now = now
+        self._timeout = timeout
+        self._diagnostics = diagnostics
+        self._looking = trio.Lock()
+        self._looked_at = now()
+        self._is_gone = False
+
+    async def require(self) -> None:
+        """Return if a request may be made now. A checkpoint only where an account is asked.
+
+        Raises:
+            ConsentWithdrawn: it may not.
+        """
+        if not self._is_given():
+            raise ConsentWithdrawn
+        if self._account is not None:
+            await self._look_up_account(self._account)
+            if self._is_gone or not self._is_given():
+                raise ConsentWithdrawn
+
+    def _is_given(self) -> bool:
+        if opted_out(self._app, self._environ) is not None:
+            return False
+        if self._ask is None:
+            return True
+        try:
+            return bool(self._ask())
+        except Exception as error:  # noqa: BLE001 - the switch is the host's own code
+            self._diagnostics.warn("telemetry consent failed", error=type(error).__name__)
+            return False
+
+    async def _look_up_account(self, account: AccountProvider) -> None:
+        """Keep whether the account is there. One that cannot be asked is taken to be as before."""
+        async with self._looking:
+            if self._now() - self._looked_at < _ACCOUNT_INTERVAL:
+                return
+            with trio.move_on_after(self._timeout):
+                try:
+                    self._is_gone = await account.account() is None
+                except Exception as error:  # noqa: BLE001 - a provider is the host's own code
+                    self._diagnostics.warn("telemetry account failed", error=type(error).__name__)
+            self._looked_at = self._now()

@@ -1,0 +1,345 @@
+"""A session with a pipeline of its own: the channel scope.
+
+In: events, from the agent's tasks and threads. Out: three stages joined by channels, a
+ledger, statistics.
+Does not know: other sessions, the tier, how the network is reached.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from types import MappingProxyType
+
+import msgspec
+import trio
+
+from trimaran._current import current
+from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint import Endpoint
+from trimaran._endpoint.outages import Outages
+from trimaran._events import Event, SessionEnd, SessionStart
+from trimaran._hooks import Dropped, Hooks
+from trimaran._pipeline.batcher import Batch, batch_events
+from trimaran._pipeline.collector import ToolSequence, collect
+from trimaran._pipeline.inbox import Inbox
+from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
+from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
+from trimaran._pipeline.redact import Redactor, mask_text
+from trimaran._pipeline.sender import Sender
+from trimaran._pipeline.wire import Context
+from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
+from trimaran._session import Flushed, Session
+from trimaran._settings import Settings
+
+__all__ = ["LiveSession", "SessionContext", "Shared"]
+
+_CALLS_BETWEEN_YIELDS = 128
+"""Calls of ``send`` after which other tasks get a turn. One turn costs as much as ten
+events, and the pipeline moves up to 200 of them in each."""
+
+
+class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session says of itself and, where they say nothing else, of its events."""
+
+    session_id: str
+    project_id: str = ""
+    agent: str = ""
+    model_id: str = ""
+    provider_id: str = ""
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sessions of one telemetry have in common; none of it is a session's own."""
+
+    endpoint: Endpoint
+    settings: Settings
+    budget: MemoryBudget
+    diagnostics: Diagnostics
+    hooks: Hooks
+    outages: Outages
+    version: str
+    """The host's."""
+    user_email: str
+    """"" for anonymous events."""
+    home: str | None
+    """The user's home directory, to be masked."""
+    random: Random
+    """Where jitter comes from."""
+    wall_clock: Callable[[], float]
+    """Seconds since the epoch."""
+    new_id: Callable[[], str]
+    """Gives a text that is unique over all of them, for all time."""
+
+
+class LiveSession(Session):
+    """A session with a pipeline of its own.
+
+    Args:
+        context: what it says of itself.
+        shared: what it has in common with the other sessions of its telemetry.
+        announce: whether it tracks its own start and end.
+    """
+
+    def __init__(self, context: SessionContext, shared: Shared, *, announce: bool) -> None:
+        settings = shared.settings
+        token = trio.lowlevel.current_trio_token()
+        self._context = context
+        self._announce = announce
+        self._settings = settings
+        self._diagnostics = shared.diagnostics
+        self._hooks = shared.hooks
+        self._outages = shared.outages
+        self._wall_clock = shared.wall_clock
+        self._now = trio.lowlevel.current_clock().current_time
+        self._thread = threading.get_ident()
+        self._redactor = Redactor(shared.home)
+        self._tools = ToolSequence()
+        self.ledger = Ledger(
+            # Later rather than now: a hook is not to run inside of track().
+            on_drop=partial(token.run_sync_soon, self._tell_drops)
+            if shared.hooks.wants_drops
+            else None
+        )
+        """The session's books; others only read them."""
+        self._mailbox = Mailbox(
+            settings, ledger=self.ledger, budget=shared.budget, wall_clock=shared.wall_clock
+        )
+        self._inbox = Inbox(
+            token, mailbox=self._mailbox, ledger=self.ledger, capacity=settings.mailbox_events
+        )
+        self._sender = Sender(
+            context=Context(
+                session_id=context.session_id,
+                cli_version=shared.version,
+                user_email=shared.user_email,
+                project_id=mask_text(context.project_id, shared.home),
+            ),
+            key_prefix=shared.new_id(),
+            endpoint=shared.endpoint,
+            settings=settings,
+            ledger=self.ledger,
+            settled=self._settled,
+            hold=self._hold,
+            diagnostics=shared.diagnostics,
+            random=shared.random,
+            wall_clock=shared.wall_clock,
+        )
+        self._sends = 0
+        self._begun = self._now()
+        self._closed = False
+        if announce:
+            self.track(
+                SessionStart(
+                    model_id=context.model_id,
+                    provider_id=context.provider_id,
+                    agent=context.agent,
+                    project_id=context.project_id,
+                )
+            )
+
+    def __repr__(self) -> str:
+        books = self.statistics()
+        return (
+            f"<Session {self.id!r}: tracked {books.tracked}, delivered {books.delivered}, "
+            f"dropped {books.dropped_total}, pending {books.pending}>"
+        )
+
+    @property
+    def id(self) -> str:
+        """The id that every event of this session carries."""
+        return self._context.session_id
+
+    def track(self, event: Event) -> None:
+        """See :meth:`Session.track`."""
+        if threading.get_ident() == self._thread:
+            try:
+                self._mailbox.put(event)
+            except Exception as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
+                self.ledger.drop(DropReason.BUG)
+                self._tell_bug(bug)
+        else:
+            self._inbox.put(event, self._wall_clock())
+
+    async def send(self, event: Event) -> None:
+        """See :meth:`Session.send`."""
+        await self._mailbox.put_when_room(event)
+        self._sends += 1
+        if self._sends % _CALLS_BETWEEN_YIELDS == 0:
+            # The event is in: a cancel that came now would say that it is not.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def flush(self, *, timeout: float = 2.0) -> Flushed:  # noqa: ASYNC109 - says how it ended
+        """See :meth:`Session.flush`."""
+        before = self.statistics()
+        self._inbox.empty()
+        mark = self._mailbox.flush()
+        try:
+            with trio.move_on_after(timeout):
+                await mark.wait()
+        finally:
+            self._mailbox.forget(mark)
+        after = self.statistics()
+        return Flushed(
+            complete=mark.is_reached,
+            delivered=after.delivered - before.delivered,
+            dropped=after.dropped_total - before.dropped_total,
+            pending=after.pending,
+        )
+
+    def statistics(self) -> Statistics:
+        """See :meth:`Session.statistics`."""
+        ledger = self.ledger
+        waiting, refused = self._inbox.counts()
+        dropped = {str(reason): count for reason, count in ledger.dropped.items()}
+        for reason, count in refused.items():
+            dropped[str(reason)] = dropped.get(str(reason), 0) + count
+        return Statistics(
+            tracked=ledger.tracked + waiting + sum(refused.values()),
+            delivered=ledger.delivered,
+            pending=ledger.pending + waiting,
+            dropped=MappingProxyType(dropped),
+            batches=ledger.batches,
+            attempts=ledger.attempts,
+            retries=ledger.retries,
+            loss_reports=ledger.loss_reports,
+            peak_waiting=max(self._mailbox.peak, len(self._mailbox)),
+        )
+
+    def generation(
+        self,
+        *,
+        message_id: str = "",
+        model_id: str | None = None,
+        provider_id: str | None = None,
+        agent: str | None = None,
+    ) -> GenerationMeasure:
+        """See :meth:`Session.generation`."""
+        context = self._context
+        return GenerationMeasure(
+            self.track,
+            self._now,
+            message_id=message_id,
+            model_id=context.model_id if model_id is None else model_id,
+            provider_id=context.provider_id if provider_id is None else provider_id,
+            agent=context.agent if agent is None else agent,
+        )
+
+    def tool_call(
+        self, tool_name: str, *, message_id: str = "", category: str | None = None
+    ) -> ToolMeasure:
+        """See :meth:`Session.tool_call`."""
+        return ToolMeasure(self.track, self._now, self._tools, tool_name, message_id, category)
+
+    def bridge_call(self, method: str) -> BridgeMeasure:
+        """See :meth:`Session.bridge_call`."""
+        return BridgeMeasure(self.track, self._now, method)
+
+    def close(self) -> None:
+        """End the session: its last event is tracked, and nothing more is taken.
+
+        What waits is still delivered, by its own tasks, while the telemetry is open.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._inbox.empty()
+        if self._announce:
+            duration = round((self._now() - self._begun) * 1000)
+            self._mailbox.put(SessionEnd(duration_ms=duration), always=True)
+        self._mailbox.close()
+
+    def abandon(self) -> None:
+        """Take nothing: the telemetry that would run the stages is over."""
+        self._closed = True
+        self._inbox.end()
+        self._mailbox.end()
+        self.ledger.drop(DropReason.CLOSED, self.ledger.pending)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Run the stages until everything has its fate, or until cancelled.
+
+        The books are done either way. A bug in a stage ends this session alone; it
+        comes out only if the settings are strict.
+        """
+        current.set(None)
+        to_batcher, from_collector = trio.open_memory_channel[Chunk](0)
+        to_sender, from_batcher = trio.open_memory_channel[Batch](0)
+        reason = DropReason.BUG
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._collect, to_batcher)
+                nursery.start_soon(self._batch, from_collector, to_sender)
+                nursery.start_soon(self._send, from_batcher)
+        except* trio.Cancelled:
+            reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
+            raise
+        except* Exception as bugs:
+            self._tell_bug(bugs)
+        finally:
+            self._inbox.end()
+            self._mailbox.end()
+            self.ledger.drop(reason, self.ledger.pending)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _collect(self, send: trio.MemorySendChannel[Chunk]) -> None:
+        await collect(
+            self._mailbox,
+            send,
+            redactor=self._redactor,
+            tools=self._tools,
+            drop=self._drop,
+            tell_bug=self._tell_bug,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def _batch(
+        self, receive: trio.MemoryReceiveChannel[Chunk], send: trio.MemorySendChannel[Batch]
+    ) -> None:
+        await batch_events(
+            receive,
+            send,
+            settings=self._settings,
+            session_id=self.id,
+            ledger=self.ledger,
+            drop=self._drop,
+            wall_clock=self._wall_clock,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def _send(self, receive: trio.MemoryReceiveChannel[Batch]) -> None:
+        await self._sender.run(receive)
+
+    def _settled(self, size: int) -> None:
+        """A batch of *size* bytes has its fate."""
+        self._mailbox.release(size)
+        self._outages.settled()
+
+    def _hold(self, reason: DropReason | None) -> None:
+        """What has to be shed while batches are not taken is shed for that reason."""
+        self._mailbox.full_because = reason or DropReason.MAILBOX_FULL
+
+    def _tell_drops(self) -> None:
+        """Tell the host's hook what was dropped since the last time."""
+        for reason, count in self.ledger.take_untold().items():
+            self._hooks.dropped(Dropped(session_id=self.id, reason=reason, count=count))
+
+    def _tell_bug(self, bug: Exception) -> None:
+        """Log *bug*; where the settings are strict, raise it."""
+        self._diagnostics.warn("telemetry failed", error=_kinds(bug))
+        if self._settings.strict:
+            raise bug
+
+    def _drop(self, entry: Entry, reason: DropReason) -> None:
+        self.ledger.drop(reason)
+        self._mailbox.release(entry.size)
+
+
+def _kinds(error: BaseException) -> str:
+    """The kinds of the errors in a group; their texts may quote an event."""
+    if isinstance(error, BaseExceptionGroup):
+        return ", ".join(_kinds(part) for part in error.exceptions)
+    return type(error).__name__

@@ -1,0 +1,112 @@
+"""What keeps the stages of all sessions alive, and ends them at a deadline.
+
+In: sessions to run; the moment at which the host leaves. Out: nothing that outlives the
+deadline.
+Does not know: the tier, accounts, what a stage does.
+
+The stages live in one task that holds a shielded cancel scope. They outlive a body that
+is cancelled, and end, whatever they are doing, at the scope's deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import trio
+
+from trimaran._current import current
+from trimaran._live_session import LiveSession, SessionContext, Shared
+from trimaran._session import Session
+
+__all__ = ["Supervisor", "entered"]
+
+
+class Supervisor:
+    """The running half of a telemetry.
+
+    Args:
+        shared: what its sessions have in common.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        # A dict for its order, which a run with the same seeds repeats.
+        self._open: dict[LiveSession, None] = {}
+        self._scope = trio.CancelScope(shield=True)
+        self._stages: trio.Nursery | None = None
+        self._closing = trio.Event()
+        self.is_ready = trio.Event()
+        """Sessions can be opened."""
+
+    @asynccontextmanager
+    async def session(self, context: SessionContext, *, announce: bool) -> AsyncIterator[Session]:
+        """A session whose stages run here. Neither end is a checkpoint."""
+        session = LiveSession(context, self.shared, announce=announce)
+        if self._stages is None or self._closing.is_set():
+            session.abandon()
+        else:
+            self._open[session] = None
+            self._stages.start_soon(self._run, session, name=f"trimaran session {session.id}")
+        try:
+            with _named_in_logs(session.id):
+                async with entered(session):
+                    yield session
+        finally:
+            session.close()
+            self._open.pop(session, None)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self, session: LiveSession) -> None:
+        self.shared.outages.join(session.ledger)
+        try:
+            await session.run()
+        finally:
+            self.shared.outages.leave(session.ledger)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Run the stages of all sessions until :meth:`close`, and then to the deadline."""
+        with self._scope:
+            async with trio.open_nursery() as self._stages:
+                self.is_ready.set()
+                await self._closing.wait()
+        await self.shared.endpoint.aclose()
+
+    def close(self) -> None:
+        """End all sessions; what is pending has ``drain_timeout`` seconds from now."""
+        self._scope.deadline = trio.current_time() + self.shared.settings.drain_timeout
+        self._closing.set()
+        for session in list(self._open):
+            session.close()
+        self.shared.endpoint.hurry()
+
+
+@asynccontextmanager
+async def entered(session: Session) -> AsyncIterator[Session]:
+    """Make *session* the current one of the block. Neither end is a checkpoint."""
+    entered = current.set(session)
+    try:
+        yield session
+    finally:
+        # Left in another context than it was entered in, there is nothing to undo here.
+        with suppress(ValueError):
+            current.reset(entered)
+
+
+@contextmanager
+def _named_in_logs(session_id: str) -> Iterator[None]:
+    """Let structlog's ``merge_contextvars`` add the session's id to the block's records."""
+    from structlog.contextvars import (  # noqa: PLC0415 - tens of milliseconds
+        bind_contextvars,
+        reset_contextvars,
+    )
+
+    bound = bind_contextvars(session_id=session_id)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            reset_contextvars(**bound)
+
+
