@@ -165,7 +165,9 @@ class LiveSession(Session):
 
     async def send(self, event: Event) -> None:
         """See :meth:`Session.send`."""
-        await self._mailbox.put_when_room(event)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._mailbox.put_if_room(event):
+            await self._mailbox.put_when_room(event)
         self._sends += 1
         if self._sends % _CALLS_BETWEEN_YIELDS == 0:
             # The event is in: a cancel that came now would say that it is not.

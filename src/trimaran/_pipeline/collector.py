@@ -58,7 +58,9 @@ class Totals:
         if _is_number(event.cost):
             self.cost += event.cost
         if isinstance(event.tokens, Tokens):  # pyright: ignore[reportUnnecessaryIsInstance]
-            self.tokens += sum(filter(_is_number, msgspec.structs.astuple(event.tokens)))
+            for count in msgspec.structs.astuple(event.tokens):
+                if type(count) is int or _is_number(count):
+                    self.tokens += count
 
     def complete(self, event: SessionEnd) -> SessionEnd:
         """*event* with the totals so far in place of those that it leaves unset."""
@@ -99,7 +101,7 @@ async def collect(
                     drop(entry, DropReason.BUG)
                     continue
                 entries.append(
-                    entry if masked is event else entry._replace(event=masked, encoded=None)
+                    entry if masked is event else replace(entry, event=masked, encoded=None)
                 )
             await send.send(Chunk(entries, chunk.flushes))
 

@@ -42,8 +42,12 @@ _CHUNK = 200
 """Entries handed on at once at most, so that the collector lets others run."""
 
 
-class Entry(NamedTuple):
-    """An event that waits."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """An event that waits.
+
+    The garbage collector does not look at it, which is cheaper for all that wait: a
+    cycle that leads through the pipeline is broken when the session ends.
+    """
 
     number: int
     """Counts what went into this mailbox from 1; the order across its two queues."""
@@ -214,10 +218,28 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         entry = self._entry(event, time)
         if isinstance(entry, DropReason):
             ledger.drop(entry)
-        elif always or self._has_room(entry.size) or self._make_room(entry):
-            self._append(entry)
-        else:
-            ledger.drop(self.full_because)
+        elif not self._append(entry, always=always):
+            if self._make_room(entry):
+                self._append(entry)
+            else:
+                ledger.drop(self.full_because)
+
+    def put_if_room(self, event: Event, time: float | None = None) -> bool:
+        """Take *event* unless there is no room for it; nothing is shed for it.
+
+        Returns:
+            False where there is no room, and nothing has happened. True else, also for an
+            event that cannot be taken at all, which is counted as :meth:`put` does.
+        """
+        entry = DropReason.CLOSED if self._closed else self._entry(event, time)
+        if isinstance(entry, DropReason):
+            self._ledger.track()
+            self._ledger.drop(entry)
+            return True
+        is_taken = self._append(entry)
+        if is_taken:
+            self._ledger.track()
+        return is_taken
 
     async def put_when_room(self, event: Event, time: float | None = None) -> None:
         """Take *event* as soon as there is room; nothing is shed for it.
@@ -226,20 +248,10 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         A cancel leaves the event untracked.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        entry = self._entry(event, time)
-        if not isinstance(entry, DropReason):
-            while not self._closed and not self._has_room(entry.size):
-                self._budget.await_room(self)
-                await self._writers.park()
-                self._last_number += 1
-                entry = entry._replace(number=self._last_number)
-            if not self._closed:
-                self._ledger.track()
-                self._append(entry)
-                return
-            entry = DropReason.CLOSED
-        self._ledger.track()
-        self._ledger.drop(DropReason.CLOSED if self._closed else entry)
+        time = self._wall_clock() if time is None else time
+        while not self.put_if_room(event, time):
+            self._budget.await_room(self)
+            await self._writers.park()
 
     def flush(self) -> Flush:
         """Put a mark behind everything that was taken so far."""
@@ -286,19 +298,19 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             number, self._wall_clock() if time is None else time, event, encoded, size
         )
 
-    def _append(self, entry: Entry) -> None:
-        (self._urgent if entry.event.urgent else self._routine).append(entry)
-        self._charged += entry.size
-        self._budget.used += entry.size
+    def _append(self, entry: Entry, *, always: bool = False) -> bool:
+        """Let *entry* wait where there is room for it, or must be; says whether it does."""
+        routine, urgent, budget, size = self._routine, self._urgent, self._budget, entry.size
+        if not always and (
+            len(routine) + len(urgent) >= self._capacity or budget.used + size > budget.limit
+        ):
+            return False
+        (urgent if entry.event.urgent else routine).append(entry)
+        self._charged += size
+        budget.used += size
         if self._reader is not None:
             self._wake_reader()
-
-    def _has_room(self, size: int) -> bool:
-        budget = self._budget
-        return (
-            len(self._routine) + len(self._urgent) < self._capacity
-            and budget.used + size <= budget.limit
-        )
+        return True
 
     def _make_room(self, entry: Entry) -> bool:
         """Shed until *entry* fits; False when it is itself what has to go."""
