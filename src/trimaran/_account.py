@@ -23,7 +23,8 @@ _MAX_CREDENTIALS = 64 * 1024
 
 class Account(msgspec.Struct, frozen=True):
     """An account that events are sent for: the endpoint's base URL, and an e-mail
-    address that goes out as ``user_email`` ("" leaves it empty)."""
+    address that goes out as ``user_email`` ("" leaves it empty).
+    """
 
     url: str
     email: str = ""
@@ -33,9 +34,10 @@ class Account(msgspec.Struct, frozen=True):
 class AccountProvider(Protocol):
     """Where an account comes from; hosts write their own around their login.
 
-    Both methods may wait and may raise: an error of :meth:`account` when telemetry
-    opens means disabled, an error of :meth:`token` means no token for now. Each
-    call is cut off after ``Settings.request_timeout`` seconds.
+    Both methods may wait and may raise. When telemetry opens, both are asked, and an
+    error, or ``Settings.account_timeout`` seconds without an answer, means disabled.
+    Later an error of :meth:`token`, or ``Settings.request_timeout`` seconds without
+    an answer, means no token for now.
     """
 
     async def account(self) -> Account | None:
@@ -100,13 +102,17 @@ class CredentialsFile:
 
     async def account(self) -> Account | None:
         """The file's URL and e-mail address, or None where there is no file."""
-        found = await trio.to_thread.run_sync(self._read)
+        found = await self._in_thread()
         return None if found is None else Account(found.url, found.email)
 
     async def token(self, *, refresh: bool) -> str | None:  # noqa: ARG002 - always read anew
         """The file's token as it is now, or None where there is no file."""
-        found = await trio.to_thread.run_sync(self._read)
+        found = await self._in_thread()
         return None if found is None else found.token
+
+    async def _in_thread(self) -> _Credentials | None:
+        """Read the file. A cancel leaves a read that hangs, on a network drive say, behind."""
+        return await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
 
     def _read(self) -> _Credentials | None:
         try:
