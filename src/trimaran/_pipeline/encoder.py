@@ -68,7 +68,7 @@ def encode(event: Event) -> bytes:
     """One event as a JSON object whose first member is ``type``.
 
     Raises:
-        EncodeError: nothing could be made of it, not even by way of :func:`jsonable`.
+        EncodeError: its class keeps its fields from being read; nothing else is too odd.
     """
     encoded = encode_fast(event)
     return _encode_slowly(event) if encoded is None else encoded
@@ -90,11 +90,7 @@ def encode_fast(event: Event) -> bytes | None:
 
 
 def encode_value(value: JsonValue) -> bytes:
-    """A JSON value as UTF-8 JSON; what turns out not to be one goes through `jsonable`.
-
-    Raises:
-        EncodeError: nothing could be made of it.
-    """
+    """A JSON value as UTF-8 JSON; what turns out to be none goes through :func:`jsonable`."""
     try:
         return _encode(value)
     except Exception:  # noqa: BLE001 - as in encode_fast
@@ -113,22 +109,16 @@ def jsonable(value: object) -> JsonValue:
     """
     try:
         return _Conversion().convert(value, 0)
-    except Exception:  # noqa: BLE001 - too little stack left
-        return _class_marker(value)
+    except Exception:  # noqa: BLE001 - too little stack left, even for a call from here
+        return _TOO_DEEP
 
 
 def _encode_slowly(value: object) -> bytes:
     """The encoded JSON form of *value*; an event stays an object with a ``type``."""
     form = jsonable(value)
     if isinstance(value, Event) and not isinstance(form, dict):
-        reason = str(form)
-    else:
-        try:
-            return _encode(form)
-        except Exception as error:  # noqa: BLE001 - the caller knows one error
-            reason = type(error).__name__
-    # Raised here, not above: the error at hand and its frames hold content.
-    raise EncodeError(f"{_class_name(type(value))}: {reason}")
+        raise EncodeError(f"{_class_name(type(value))}: no fields can be read")
+    return _encode(form)
 
 
 class _Conversion:

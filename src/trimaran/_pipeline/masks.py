@@ -135,6 +135,7 @@ _BARE = re.compile(
     re.VERBOSE,
 )
 _LINE = re.compile(r"[^\r\n]++")
+_LINE_UP_TO = {quote: re.compile(rf"[^\r\n{quote}]++") for quote in "\"'`"}
 _LINE_WORDS = _words("authorization cookie cookies mnemonic passphrase phrase")
 """Last words of keys whose value may hold spaces."""
 
@@ -143,7 +144,6 @@ _BEFORE_WORDS = _words("key keys code codes phrase string")
 
 _HARMLESS = _words("null none nil undefined true false")
 _NUMBER = re.compile(r"[+\-]?\d[\d._]*+%?\Z")
-_QUOTES = frozenset("\"'`")
 _CLOSING = frozenset("\"'`.)}>]")
 
 _PEM = re.compile(
@@ -251,12 +251,25 @@ _NAME_HINTS = _words(
 """Without one of these, in lower case, no name of a secret is in a text."""
 
 
+_MOST_ROUNDS = 8
+"""A marker may bring together what stood apart; random texts took four rounds at most."""
+
+
 def mask_text(text: str, home: str | None = None) -> str:
     """*text* with markers in place of secrets, e-mail addresses and home directories.
 
     *home* is a home directory to mask beside those of the usual form. The text comes back
     as it was where there is nothing to mask, and masking twice is masking once.
     """
+    for _ in range(_MOST_ROUNDS):
+        masked = _mask_once(text, home)
+        if masked == text:
+            break
+        text = masked
+    return text
+
+
+def _mask_once(text: str, home: str | None) -> str:
     if not text.isidentifier() and _CONTEXT.search(text) is not None:
         text = _mask_by_context(text, home)
     elif len(text) < _SHORTEST_SHAPE:
@@ -342,9 +355,7 @@ def _value_span(found: re.Match[str], before: str) -> tuple[int, int]:
         return start, len(text) if end < 0 else end
     inner = _end(_BRACKETED, text, start)
     if found["key"] and _last_word(found["key"]) in _LINE_WORDS:
-        end = _end(_LINE, text, inner)
-        quote = text.find(before, inner, end) if before in _QUOTES else -1
-        return start, end if quote < 0 else quote
+        return start, _end(_LINE_UP_TO.get(before, _LINE), text, inner)
     end = _end(_BARE, text, inner)
     while end > inner and text[end - 1] in _CLOSING:
         end -= 1
