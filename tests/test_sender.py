@@ -12,7 +12,8 @@ import structlog
 import trio
 
 import trimaran
-from trimaran._pipeline.sender import Parcel
+from trimaran._pipeline import wire
+from trimaran._pipeline.batch import Batch
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -163,10 +164,20 @@ async def test_a_single_event_that_is_too_large_is_dropped_alone() -> None:
 
 def test_halves_share_the_reports_out() -> None:
     """Reports stand first, so they go with the first half as far as they fit into it."""
-    parcel = Parcel("k", [b"r", b"r", b"a"], 2)
+    context = wire.Context(session_id="s", project_id="p")
+    whole = Batch(
+        key="k",
+        body=wire.body(context, [b'"r"', b'"r"', b'"a"'], timestamp=7),
+        events=3,
+        reports=2,
+    )
 
-    assert parcel.halves() == (Parcel("k.0", [b"r"], 1), Parcel("k.1", [b"r", b"a"], 1))
-    assert [half.tracked for half in parcel.halves()] == [0, 1]
+    first, second = whole.halves()
+
+    assert (first.key, first.events, first.reports, first.tracked) == ("k.0", 1, 1, 0)
+    assert (second.key, second.events, second.reports, second.tracked) == ("k.1", 2, 1, 1)
+    assert first.body == wire.body(context, [b'"r"'], timestamp=7)
+    assert second.body == wire.body(context, [b'"r"', b'"a"'], timestamp=7)
 
 
 async def test_a_partial_success_counts_what_was_refused() -> None:

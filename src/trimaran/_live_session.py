@@ -22,7 +22,8 @@ from trimaran._endpoint import Endpoint
 from trimaran._endpoint.outages import Outages
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._hooks import Dropped, Hooks
-from trimaran._pipeline.batcher import Batch, batch_events
+from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.batcher import batch_events
 from trimaran._pipeline.collector import ToolSequence, collect
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
@@ -111,13 +112,6 @@ class LiveSession(Session):
             token, mailbox=self._mailbox, ledger=self.ledger, capacity=settings.mailbox_events
         )
         self._sender = Sender(
-            context=Context(
-                session_id=context.session_id,
-                cli_version=shared.version,
-                user_email=shared.user_email,
-                project_id=mask_text(context.project_id, shared.home),
-            ),
-            key_prefix=shared.new_id(),
             endpoint=shared.endpoint,
             settings=settings,
             ledger=self.ledger,
@@ -127,6 +121,13 @@ class LiveSession(Session):
             random=shared.random,
             wall_clock=shared.wall_clock,
         )
+        self._wire_context = Context(
+            session_id=context.session_id,
+            cli_version=shared.version,
+            user_email=shared.user_email,
+            project_id=mask_text(context.project_id, shared.home),
+        )
+        self._key_prefix = shared.new_id()
         self._sends = 0
         self._begun = self._now()
         self._closed = False
@@ -305,7 +306,8 @@ class LiveSession(Session):
             receive,
             send,
             settings=self._settings,
-            session_id=self.id,
+            context=self._wire_context,
+            key_prefix=self._key_prefix,
             ledger=self.ledger,
             drop=self._drop,
             wall_clock=self._wall_clock,

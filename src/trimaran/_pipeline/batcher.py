@@ -18,13 +18,14 @@ import trio
 from trio.abc import ReceiveChannel, SendChannel
 
 from trimaran._events import ErrorEvent
+from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.encoder import EncodeError, encode
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Chunk, Entry, Flush
-from trimaran._pipeline.wire import stamped
+from trimaran._pipeline.wire import Context, body, stamped
 from trimaran._settings import Settings
 
-__all__ = ["Backlog", "Batch", "Line", "batch_events", "loss_reports"]
+__all__ = ["Backlog", "Line", "batch_events", "loss_reports"]
 
 _ENVELOPE = 1024
 """Bytes of a body beside its events, at most for an ordinary context."""
@@ -39,20 +40,6 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     urgent: bool
     arrived: float
     """When it reached this stage, in seconds of a monotonic clock."""
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """What is sent together."""
-
-    number: int
-    """Counts the session's batches from 0."""
-    lines: list[Line]
-    flushes: list[Flush]
-    """Marks that are reached when this batch has its fate."""
-    reports: list[bytes]
-    """Encoded reports of losses, sent ahead of the lines."""
-    losses: Mapping[DropReason, int]
-    """The losses that the reports speak of."""
 
 
 class Backlog:
@@ -146,7 +133,8 @@ async def batch_events(
     send: SendChannel[Batch],
     *,
     settings: Settings,
-    session_id: str,
+    context: Context,
+    key_prefix: str,
     ledger: Ledger,
     drop: Callable[[Entry, DropReason], None],
     wall_clock: Callable[[], float],
@@ -155,9 +143,19 @@ async def batch_events(
 
     An event with no JSON form is dropped alone, through *drop*. A cancel leaves what
     waits to the session, which counts it.
+
+    Args:
+        receive: masked entries.
+        send: finished batches.
+        settings: what a batch holds at most, and for how long it may wait.
+        context: what every batch says of its session.
+        key_prefix: unique over all sessions of all time; a batch's key begins with it.
+        ledger: the session's books, for the losses to report.
+        drop: told of an entry that cannot go out, and why.
+        wall_clock: seconds since the epoch.
     """
     backlog = Backlog(settings)
-    session_id_json = msgspec.json.encode(session_id)
+    session_id_json = msgspec.json.encode(context.session_id)
     changed = _Changes()
 
     @trio.lowlevel.enable_ki_protection
@@ -191,8 +189,20 @@ async def batch_events(
                 lines, flushes = backlog.take()
                 changed.tell()
                 losses = ledger.take_losses()
-                reports = loss_reports(losses, wall_clock(), session_id_json)
-                await send.send(Batch(number, lines, flushes, reports, losses))
+                time = wall_clock()
+                reports = loss_reports(losses, time, session_id_json)
+                events = [*reports, *(line.encoded for line in lines)]
+                await send.send(
+                    Batch(
+                        key=f"{key_prefix}-{number}",
+                        body=body(context, events, timestamp=int(time * 1000)) if events else None,
+                        events=len(events),
+                        reports=len(reports),
+                        losses=losses,
+                        flushes=flushes,
+                        size=sum(line.size for line in lines),
+                    )
+                )
                 number += 1
 
     async with trio.open_nursery() as nursery:

@@ -6,58 +6,33 @@ Does not know: how events were gathered, tokens, other sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
-import msgspec
 import trio
+from msgspec.structs import replace
 from trio.abc import ReceiveChannel
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import ConsentWithdrawn, Endpoint
 from trimaran._pipeline import wire
-from trimaran._pipeline.batcher import Batch
+from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
 from trimaran._transport import Answer, Request, TransportError
 from trimaran._version import __version__
 
-__all__ = ["Parcel", "Sender"]
+__all__ = ["Sender"]
 
 _NO_ANSWER = Answer(0)
 _PARTIAL = 207
-
-
-class Parcel(msgspec.Struct, frozen=True):
-    """What one request carries: a batch, or a part of one that was too large."""
-
-    key: str
-    """The idempotency key, the same for every attempt."""
-    events: Sequence[bytes]
-    reports: int
-    """How many of the events, from the first, are reports of losses."""
-
-    @property
-    def tracked(self) -> int:
-        """How many of the events are in the ledger."""
-        return len(self.events) - self.reports
-
-    def halves(self) -> tuple[Parcel, Parcel]:
-        """Two parcels with keys of their own that follow from this one's."""
-        middle = len(self.events) // 2
-        return (
-            Parcel(f"{self.key}.0", self.events[:middle], min(self.reports, middle)),
-            Parcel(f"{self.key}.1", self.events[middle:], max(0, self.reports - middle)),
-        )
 
 
 class Sender:
     """The stage of one session.
 
     Args:
-        context: what every batch says of its session.
-        key_prefix: unique over all sessions of all time; a batch's key begins with it.
         endpoint: the way out, shared with other sessions.
         settings: the retry schedule.
         ledger: the session's books.
@@ -72,8 +47,6 @@ class Sender:
     def __init__(
         self,
         *,
-        context: wire.Context,
-        key_prefix: str,
         endpoint: Endpoint,
         settings: Settings,
         ledger: Ledger,
@@ -83,8 +56,6 @@ class Sender:
         random: Random,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._context = context
-        self._key_prefix = key_prefix
         self._endpoint = endpoint
         self._url = wire.endpoint_url(endpoint.url)
         self._settings = settings
@@ -107,33 +78,30 @@ class Sender:
         """
         async with receive:
             async for batch in receive:
-                if batch.lines or batch.reports:
+                if batch.events:
                     await self._settle(batch)
                 for flush in batch.flushes:
                     flush.reach()
 
     async def _settle(self, batch: Batch) -> None:
-        events = [*batch.reports, *(line.encoded for line in batch.lines)]
-        reports_arrived = await self._deliver(
-            Parcel(f"{self._key_prefix}-{batch.number}", events, len(batch.reports))
-        )
-        if reports_arrived:
-            self._ledger.loss_reports += len(batch.reports)
+        assert batch.body is not None
+        if await self._deliver(batch, batch.body):
+            self._ledger.loss_reports += batch.reports
         else:
             self._ledger.give_back_losses(batch.losses)
         self._ledger.batches += 1
-        self._settled(sum(line.size for line in batch.lines))
+        self._settled(batch.size)
 
-    async def _deliver(self, parcel: Parcel) -> bool:
+    async def _deliver(self, batch: Batch, body: bytes) -> bool:
         """Try until the fate of every event is known; says whether all reports arrived."""
         request = Request(
             self._url,
             {
                 "content-type": "application/json",
                 "user-agent": f"trimaran/{__version__}",
-                "idempotency-key": parcel.key,
+                "idempotency-key": batch.key,
             },
-            wire.body(self._context, parcel.events, timestamp=int(self._wall_clock() * 1000)),
+            body,
         )
         self._is_repetition = False
         give_up_at = trio.current_time() + self._settings.retry_timeout
@@ -144,26 +112,26 @@ class Sender:
                 try:
                     answer = await self._attempt(request, is_repeated=failures > 0)
                 except ConsentWithdrawn:
-                    return self._drop(parcel, DropReason.CONSENT_WITHDRAWN)
+                    return self._drop(batch, DropReason.CONSENT_WITHDRAWN)
             if answer is None:
-                return self._drop(parcel, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
+                return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
             match self._verdict(answer):
                 case Verdict.DELIVERED:
-                    return self._delivered(parcel, answer)
+                    return self._delivered(batch, answer)
                 case Verdict.REJECTED:
                     self._diagnostics.warn("telemetry rejected", status=answer.status)
-                    return self._drop(parcel, DropReason.REJECTED)
-                case Verdict.HALVE if len(parcel.events) == 1:
-                    return self._drop(parcel, DropReason.TOO_LARGE)
+                    return self._drop(batch, DropReason.REJECTED)
+                case Verdict.HALVE if batch.events == 1:
+                    return self._drop(batch, DropReason.TOO_LARGE)
                 case Verdict.HALVE:
-                    first, second = parcel.halves()
-                    first_arrived = await self._deliver(first)
-                    return await self._deliver(second) and first_arrived
+                    first, second = replace(batch, body=body).halves()
+                    first_arrived = await self._deliver(first, first.body or b"")
+                    return await self._deliver(second, second.body or b"") and first_arrived
                 case Verdict.RETRY | Verdict.UNAUTHORIZED as verdict:
                     failures += 1
                     again_at = self._again_at(verdict, answer, failures)
                     if again_at > give_up_at:
-                        return self._drop(parcel, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
+                        return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
                     await self._endpoint.pause_until(again_at)
 
     async def _attempt(self, request: Request, *, is_repeated: bool) -> Answer:
@@ -208,20 +176,20 @@ class Sender:
             chance=self._random.random(),
         )
 
-    def _delivered(self, parcel: Parcel, answer: Answer) -> bool:
+    def _delivered(self, batch: Batch, answer: Answer) -> bool:
         refused = (
-            wire.refused_indexes(answer.body, count=len(parcel.events))
+            wire.refused_indexes(answer.body, count=batch.events)
             if answer.status == _PARTIAL
             else frozenset[int]()
         )
-        refused_reports = sum(index < parcel.reports for index in refused)
+        refused_reports = sum(index < batch.reports for index in refused)
         refused_events = len(refused) - refused_reports
         if refused:
             self._diagnostics.warn("telemetry partly rejected", events=len(refused))
-        self._ledger.deliver(parcel.tracked - refused_events)
+        self._ledger.deliver(batch.tracked - refused_events)
         self._ledger.drop(DropReason.REJECTED, refused_events)
         return not refused_reports
 
-    def _drop(self, parcel: Parcel, reason: DropReason) -> bool:
-        self._ledger.drop(reason, parcel.tracked)
-        return not parcel.reports
+    def _drop(self, batch: Batch, reason: DropReason) -> bool:
+        self._ledger.drop(reason, batch.tracked)
+        return not batch.reports

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["INGEST_PATH", "Context", "body", "endpoint_url", "refused_indexes", "stamped"]
+__all__ = [
+    "INGEST_PATH",
+    "Context",
+    "body",
+    "endpoint_url",
+    "halves",
+    "refused_indexes",
+    "stamped",
+]
 
 INGEST_PATH = "/api/observability/ingest"
 
@@ -25,6 +33,18 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     cli_version: str = ""
     user_email: str = ""
     project_id: str = ""
+
+
+class _Body(msgspec.Struct):
+    session_id: str
+    cli_version: str
+    user_email: str
+    project_id: str
+    timestamp: int
+    events: list[msgspec.Raw]
+
+
+_bodies = msgspec.json.Decoder(_Body)
 
 
 class _Refusal(msgspec.Struct):
@@ -59,6 +79,15 @@ def body(context: Context, events: Sequence[bytes], *, timestamp: int) -> bytes:
         _encode(context.user_email),
         _encode(context.project_id),
     ) + b'"timestamp":%d,"events":[%b]}' % (timestamp, b",".join(events))
+
+
+def halves(whole: bytes) -> tuple[bytes, bytes]:
+    """A body's first half of events, and the rest, each with all that is said once."""
+    parsed = _bodies.decode(whole)
+    middle = len(parsed.events) // 2
+    first = msgspec.structs.replace(parsed, events=parsed.events[:middle])
+    second = msgspec.structs.replace(parsed, events=parsed.events[middle:])
+    return _encode(first), _encode(second)
 
 
 def refused_indexes(answer: bytes, *, count: int) -> frozenset[int]:

@@ -1,0 +1,61 @@
+"""A batch: what is sent together, finished.
+
+In: a body and what the books say of it. Out: the same, or two halves of it.
+Does not know: how it was gathered, how it is sent, where it waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from trimaran._pipeline import wire
+from trimaran._pipeline.ledger import DropReason
+from trimaran._pipeline.mailbox import Flush
+
+__all__ = ["Batch"]
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's worth of events, and the marks that stand behind them."""
+
+    key: str
+    """The idempotency key: unique for all time, the same for every attempt."""
+    body: bytes | None
+    """What is sent; None when it has to be read from the spool, or there is nothing."""
+    events: int
+    """Events in it, reports included."""
+    reports: int = 0
+    """How many of them, from the first, are reports of losses: these are in no book."""
+    losses: Mapping[DropReason, int] = {}
+    """The losses that the reports speak of."""
+    flushes: Sequence[Flush] = ()
+    """Marks that are reached when this batch has its fate."""
+    size: int = 0
+    """Bytes that its events are charged with in memory."""
+    is_spooled: bool = False
+    """Whether it is on disk."""
+
+    @property
+    def tracked(self) -> int:
+        """Events in it that the books know."""
+        return self.events - self.reports
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Two batches with keys of their own, which follow from this one's."""
+        assert self.body is not None
+        first, second = wire.halves(self.body)
+        middle = self.events // 2
+        reports = min(self.reports, middle)
+        return (
+            replace(self, key=f"{self.key}.0", body=first, events=middle, reports=reports),
+            replace(
+                self,
+                key=f"{self.key}.1",
+                body=second,
+                events=self.events - middle,
+                reports=self.reports - reports,
+            ),
+        )
