@@ -90,6 +90,17 @@ accounts: list[trimaran.AccountProvider] = [
 transport: trimaran.Transport = Post()
 
 
+def hear(told: trimaran.Dropped) -> None:
+    """A host's hook for losses."""
+    assert_type(told.reason, trimaran.DropReason)
+    assert_type(told.count, int)
+
+
+def warn(told: trimaran.Problem) -> None:
+    """A host's hook for trouble."""
+    assert_type(told.facts, Mapping[str, object])
+
+
 async def record(telemetry: trimaran.Telemetry) -> None:
     """Everything that a session takes."""
     async with telemetry.session(
@@ -123,6 +134,8 @@ async def embed() -> None:
         settings=settings,
         environ={},
         transport=transport,
+        on_drop=hear,
+        on_problem=warn,
     ) as telemetry:
         assert_type(telemetry, trimaran.Telemetry)
         assert_type(telemetry.decision, trimaran.Decision)
