@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import trimaran
 
-SECONDS = [
+NUMBERS = [
     "flush_interval",
     "request_timeout",
     "account_timeout",
@@ -16,6 +16,7 @@ SECONDS = [
     "retry_max",
     "retry_after_max",
     "retry_timeout",
+    "retry_budget",
     "unauthorized_interval",
 ]
 BYTES = ["memory_bytes", "batch_bytes", "event_bytes"]
@@ -42,7 +43,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "retry_initial": 0.5,
         "retry_max": 5,
         "retry_after_max": 120,
-        "retry_timeout": 600,
+        "retry_timeout": 3600,
+        "retry_budget": 10,
         "unauthorized_interval": 60,
         "strict": False,
     }
@@ -52,10 +54,10 @@ def test_every_setting_is_checked() -> None:
     """No setting is in none of the groups below: a new one has to be tested as well."""
     others = {"drain_timeout", "mailbox_policy"}
 
-    assert {*SECONDS, *BYTES, *COUNTS, *FLAGS, *others} == set(trimaran.Settings.__struct_fields__)
+    assert {*NUMBERS, *BYTES, *COUNTS, *FLAGS, *others} == set(trimaran.Settings.__struct_fields__)
 
 
-@pytest.mark.parametrize("name", [*SECONDS, *BYTES])
+@pytest.mark.parametrize("name", [*NUMBERS, *BYTES])
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, True, "5", None])
 def test_a_number_must_be_above_zero(name: str, value: object) -> None:
     """The message names the setting, the value and what it may be."""
@@ -103,9 +105,9 @@ def test_a_flag_must_be_a_bool(name: str, value: object) -> None:
         settings(**{name: value})
 
 
-@pytest.mark.parametrize("name", [*SECONDS, "drain_timeout"])
+@pytest.mark.parametrize("name", [*NUMBERS, "drain_timeout"])
 @given(value=st.floats(min_value=0, exclude_min=True) | st.integers(1, 1 << 70))
-def test_any_time_above_zero_is_taken(name: str, value: float) -> None:
+def test_any_number_above_zero_is_taken(name: str, value: float) -> None:
     """Whole, broken or infinite: only the range is bounded."""
     settings: Any = trimaran.Settings
 
