@@ -97,8 +97,6 @@ def refused_indexes(answer: bytes, *, count: int) -> frozenset[int]:
     """
     try:
         partial = _partial_answers.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return frozenset()
-    return frozenset(
-        refusal.index for refusal in partial.rejected if 0 <= refusal.index < count
-    )
+    return frozenset(refusal.index for refusal in partial.rejected if 0 <= refusal.index < count)
