@@ -17,7 +17,8 @@ _UNKNOWN = 256
 """Bytes assumed for a value of no known kind."""
 
 _MOST_VALUES = 10_000
-"""Values looked at; a larger structure is larger than any event may be."""
+"""Values looked at, those of a dict counted by its keys; a larger structure is larger than
+any event may be."""
 
 TOO_MANY_VALUES = 1 << 30
 """The size, in bytes, of what has more values than are looked at."""
@@ -35,6 +36,7 @@ def rough_size(event: msgspec.Struct) -> int:
     total = 0
     looked_at: set[int] = set()
     waiting: list[object] = list(msgspec.structs.astuple(event))
+    values = 0
     while waiting:
         value = waiting.pop()
         kind = type(value)
@@ -50,7 +52,8 @@ def rough_size(event: msgspec.Struct) -> int:
             looked_at.add(id(value))
             parts = cast("Collection[object]", value)
             total += 2 * len(parts)
-            if len(parts) + len(waiting) + len(looked_at) > _MOST_VALUES:
+            values += len(parts)
+            if values > _MOST_VALUES:
                 return TOO_MANY_VALUES
             waiting.extend(parts)
             if kind is dict:
