@@ -81,7 +81,7 @@ class Session(abc.ABC):
             timeout: seconds to wait at most; ``math.inf`` waits as long as it takes.
 
         Returns:
-            How it ended: false in a condition when the time ran out before. A cancel
+            How it ended, which is false in a condition when the time ran out before. A cancel
             leaves everything as it is: what was tracked is still on its way.
         """
 
