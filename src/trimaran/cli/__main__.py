@@ -1,0 +1,7 @@
+"""``python -m trimaran.cli`` is ``trimaran``."""
+
+import sys
+
+from trimaran.cli import main
+
+sys.exit(main())

@@ -1,0 +1,86 @@
+"""The options that several commands share.
+
+In: a command's function. Out: the same with options.
+Does not know: what the options mean to a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from trimaran._decision import url_problem
+from trimaran.cli._input import STANDARD_INPUT
+
+__all__ = ["app_option", "replay_options"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _check_app(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if not any(letter.isalnum() for letter in value):
+        raise click.BadParameter("it must have a letter or a digit in it")
+    return value
+
+
+def _check_url(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (problem := url_problem(value, with_token=False)):
+        raise click.BadParameter(f"it {problem}")
+    return value
+
+
+def app_option(function: _Function) -> _Function:
+    """``--app``."""
+    return click.option(
+        "--app",
+        default="trimaran",
+        show_default=True,
+        callback=_check_app,
+        help="The program that the events are of; its switches are named after it, as in "
+        "MYAGENT_TELEMETRY_URL.",
+    )(function)
+
+
+def replay_options(function: _Function) -> _Function:
+    """What ``pipe`` and ``show`` take."""
+    for option in reversed(
+        (
+            click.argument("path", metavar="[FILE]", default=STANDARD_INPUT),
+            app_option,
+            click.option(
+                "--url",
+                callback=_check_url,
+                help="The endpoint; without it, that of the account or of {APP}_TELEMETRY_URL.",
+            ),
+            click.option(
+                "--credentials",
+                metavar="FILE",
+                type=click.Path(),
+                help='Send as the account in this file: {"url", "token", "email"}, mode 0600.',
+            ),
+            click.option(
+                "--session",
+                "session_id",
+                metavar="ID",
+                help="Put everything into this one session, whatever the lines say.",
+            ),
+            click.option("--project-id", metavar="ID", help="The project, whatever the lines say."),
+            click.option(
+                "--app-version",
+                metavar="VERSION",
+                default="",
+                help="The version of the program that the events are of.",
+            ),
+            click.option(
+                "--event",
+                "names",
+                metavar="NAME",
+                multiple=True,
+                help="Take log records of this name for events too; may be repeated.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function

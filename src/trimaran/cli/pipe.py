@@ -1,0 +1,109 @@
+"""``trimaran pipe``: lines of JSON become events at an endpoint.
+
+In: a file or the standard input. Out: requests; a table of what became of the events.
+Does not know: how a line is read, how a session is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import click
+import msgspec
+from rich.console import Console
+
+from trimaran._settings import Settings
+from trimaran.cli._errors import FAILED
+from trimaran.cli._options import replay_options
+from trimaran.cli._progress import Display
+from trimaran.cli._replay import Options, Outcome, replay
+from trimaran.cli._signals import Interrupt, run_interruptible
+from trimaran.cli._terminal import console, dropped, new_table, printable, say, tell_diagnostics
+
+__all__ = ["PIPE_SETTINGS", "exit_status", "pipe", "report"]
+
+PIPE_SETTINGS = Settings(
+    # What `tail -f` gives should be seen soon; a file fills its batches anyway.
+    flush_interval=1.0,
+    # The person says with --timeout how long to try.
+    retry_timeout=math.inf,
+)
+
+
+@click.command()
+@replay_options
+@click.option(
+    "--timeout",
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Give up when the endpoint takes nothing for so long; 'inf' never does.",
+)
+def pipe(**given: object) -> int:
+    """Send events that were recorded as lines of JSON.
+
+    A line is an event as it is on the wire, {"type": "tool_call", "tool_name": "bash", ...},
+    or a record of structlog's JSONRenderer, {"event": "tool_call", "tool_name": "bash", ...}.
+    Each goes into the session that its "session_id" names, with the "timestamp" that it has.
+    FILE is the standard input if it is - or left out.
+
+    Reading waits for the endpoint; nothing is dropped for want of room. A line that cannot be
+    used is reported, and the rest goes on. Log records that are no events are counted.
+
+    \b
+    Examples:
+      trimaran pipe events.jsonl --app myagent --url http://127.0.0.1:8474
+      tail -f agent.log | trimaran pipe --app myagent --url http://127.0.0.1:8474
+      trimaran pipe log.jsonl --event deployment --session nightly
+
+    Exit status: 0 if all that was valid was delivered, with bad lines or without; 1 if not, or
+    if there were lines and none was valid; 130 after Ctrl-C, when what was read is delivered.
+    """  # noqa: D301 - \b is click's: the lines below stay as they are
+    return run_interruptible(partial(_pipe, msgspec.convert(given, Options)))
+
+
+async def _pipe(options: Options, interrupt: Interrupt) -> int:
+    stderr = console(stderr=True)
+    tell_diagnostics(stderr)
+    outcome = await replay(options, interrupt, Display(stderr), settings=PIPE_SETTINGS)
+    report(outcome, console())
+    return exit_status(outcome, interrupt, stderr)
+
+
+def report(outcome: Outcome, where: Console) -> None:
+    """The table at the end."""
+    books, tally = outcome.books, outcome.tally
+    table = new_table("Session", "Tracked", "Delivered", "Dropped", numbers=3)
+    for session_id, row in books.rows.items():
+        table.add_row(
+            printable(session_id), f"{row.tracked:,}", f"{row.delivered:,}", dropped(row.dropped)
+        )
+    if (more := books.sessions - len(books.rows)) > 0:
+        table.add_row(f"... and {more:,} more", "", "", "")
+    total = books.total
+    table.add_section()
+    table.add_row("All", f"{total.tracked:,}", f"{total.delivered:,}", dropped(total.dropped))
+    where.print(table)
+    where.print(
+        f"Lines: {tally.lines:,} read, {tally.found:,} events, "
+        f"{tally.passed_over:,} log records that are no events, {tally.bad:,} bad."
+    )
+    if outcome.made:
+        where.print(f"Made: {outcome.made:,} starts and ends of sessions that were not recorded.")
+
+
+def exit_status(outcome: Outcome, interrupt: Interrupt, stderr: Console) -> int:
+    """How it ended, with a line where that is not as it should be."""
+    tally, total = outcome.tally, outcome.books.total
+    lost = total.tracked - total.delivered
+    if lost:
+        say(stderr, f"{lost:,} events were not delivered; send them again when it works")
+    if interrupt.signal is not None:
+        say(stderr, f"ended by {interrupt.signal.name}; the rest was not read")
+        return interrupt.exit_status
+    if tally.bad and not tally.found:
+        say(stderr, "no line was an event; see: trimaran pipe --help")
+        return FAILED
+    return 0 if outcome.is_complete else FAILED
