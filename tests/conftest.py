@@ -1,4 +1,4 @@
-"""Real parts for the tests: an HTTP endpoint on loopback that behaves as told."""
+"""Real parts for the tests: an endpoint on loopback that behaves as told, a receiver."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import h11
 import msgspec
 import pytest
 import trio
+
+from trimaran.receiver import Receiver, run_receiver
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,12 @@ async def endpoint(nursery: trio.Nursery) -> LoopbackEndpoint:
     server = LoopbackEndpoint(f"http://127.0.0.1:{port}")
     nursery.start_soon(partial(trio.serve_listeners, server.serve, listeners))
     return server
+
+
+@pytest.fixture
+async def receiver(nursery: trio.Nursery, tmp_path: Path) -> Receiver:
+    """A receiver on a free port of loopback, with a store of its own."""
+    running: Receiver = await nursery.start(
+        partial(run_receiver, port=0, database=tmp_path / "receiver.sqlite", grace=0.2)
+    )
+    return running

@@ -11,11 +11,9 @@ Needs the extra ``receiver``: ``pip install 'trimaran[receiver]'``.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import trio
-from hypercorn.typing import ASGIFramework
 
 from trimaran._diagnostics import Diagnostics
 from trimaran.receiver.access import TokenFileError, is_loopback, read_token_file
@@ -94,7 +92,7 @@ async def run_receiver(
             )
         app = create_app(store, tokens=tokens, max_body=max_body, local_only=not open_to_network)
         task_status.started(Receiver(_url(*addresses[0]), store.path, open_to_network))
-        await serve(cast(ASGIFramework, app), listeners, grace=grace)
+        await serve(app, listeners, grace=grace)
 
 
 async def _listen(host: str, port: int) -> Sequence[trio.SocketListener]:

@@ -6,7 +6,6 @@ Does not know: HTTP answers, routes, the store.
 """
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import re
@@ -101,5 +100,5 @@ def _password(credentials: str) -> bytes:
     """The password in the *credentials* of Basic authentication; empty if they are none."""
     try:
         return base64.b64decode(credentials).partition(b":")[2]
-    except binascii.Error:
+    except ValueError:
         return b""

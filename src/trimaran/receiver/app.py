@@ -78,7 +78,7 @@ def create_app(
         tokens: Who may post and read; everybody if there are none.
         max_body: Bytes of a body, as it comes and when it is decompressed.
         local_only: Answer only under the names that a program on this machine uses, see
-            :func:`trimaran.receiver.access.names_local_host`.
+            ``access.names_local_host``.
         clock: Gives the seconds since the epoch; pages say how long ago things were.
     """
     guard = _Guard(tokens, local_only=local_only)
@@ -274,6 +274,8 @@ class _Refusal:
                 status, problem, at = 400, error.problem, error.at
             case BrokenEncoding():
                 status = 400
+            case ClientDisconnect():  # nobody reads this
+                status, problem = 400, "The client went away"
             case BodyTooLarge():
                 status = 413
             case UnknownEncoding():
@@ -295,6 +297,7 @@ _REFUSED = (
     BadBody,
     BrokenEncoding,
     BodyTooLarge,
+    ClientDisconnect,
     UnknownEncoding,
     StoreUnavailable,
     Exception,

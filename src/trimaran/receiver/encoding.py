@@ -83,10 +83,18 @@ def _unzstd(body: bytes, limit: int) -> bytes:
     try:
         with decompressor.stream_reader(body, read_across_frames=True) as reader:
             plain = reader.read(limit + 1)
+        if len(plain) > limit:
+            raise BodyTooLarge(limit)
+        # The reader takes a body that is cut short for one that ends there. What is
+        # known to be small can be decompressed by a way that knows the difference.
+        while body:
+            frame = decompressor.decompressobj()
+            frame.decompress(body)
+            if not frame.eof:
+                raise BrokenEncoding("zstd")
+            body = frame.unused_data
     except zstandard.ZstdError as error:
         raise BrokenEncoding("zstd") from error
-    if len(plain) > limit:
-        raise BodyTooLarge(limit)
     return plain
 
 

@@ -28,7 +28,7 @@ MAX_TYPE = 128  # characters of an event's type
 
 _Timestamp = Annotated[int, msgspec.Meta(ge=0, le=LAST_TIMESTAMP)]
 
-_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"  # a session id becomes part of an address
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+\Z"  # a session id becomes part of an address
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 

@@ -21,6 +21,7 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
+from starlette.types import ASGIApp
 
 __all__ = ["serve"]
 
@@ -37,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 
 async def serve(
-    app: ASGIFramework,
+    app: ASGIApp,
     listeners: Sequence[trio.SocketListener],
     *,
     grace: float,
@@ -56,7 +57,7 @@ async def serve(
         open_streams.add(stream)
         try:
             await TCPServer(
-                ASGIWrapper(app),
+                ASGIWrapper(cast(ASGIFramework, app)),
                 config,
                 context,
                 ConnectionState({}),
@@ -130,4 +131,5 @@ class _BoundedStream:
         with trio.move_on_after(self._write_timeout) as scope:
             await self._stream.send_all(data)
         if scope.cancelled_caught:
+            self.socket.close()  # hypercorn would go on waiting for the next request
             raise trio.BrokenResourceError("the client does not read its answer")

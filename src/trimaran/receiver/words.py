@@ -69,6 +69,8 @@ def ago(timestamp: int, now: int) -> str:
 
 def clock(milliseconds: int) -> str:
     """The time on a stopwatch: "0:01.234", "1:02:03.456"."""
+    if milliseconds < 0:
+        return f"-{clock(-milliseconds)}"
     seconds, ms = divmod(milliseconds, _SECOND)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,0 +1,130 @@
+"""Bodies are decompressed, and never beyond the limit."""
+
+import gzip
+import zlib
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimaran.receiver.encoding import (
+    BodyTooLarge,
+    BrokenEncoding,
+    UnknownEncoding,
+    decompress,
+)
+
+LIMIT = 1000
+PLAIN = b'{"a":"' + b"x" * 500 + b'"}'
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("", PLAIN),
+        ("identity", PLAIN),
+        ("gzip", gzip.compress(PLAIN)),
+        ("GZip", gzip.compress(PLAIN)),
+        ("x-gzip", gzip.compress(PLAIN)),
+        ("zstd", zstd(PLAIN)),
+        ("gzip, zstd", zstd(gzip.compress(PLAIN))),
+        ("zstd , gzip", gzip.compress(zstd(PLAIN))),
+        ("identity,gzip", gzip.compress(PLAIN)),
+        ("gzip", gzip.compress(PLAIN[:100]) + gzip.compress(PLAIN[100:])),
+        ("zstd", zstd(PLAIN[:100]) + zstd(PLAIN[100:])),
+    ],
+)
+def test_known_encodings_are_undone(encoding: str, body: bytes) -> None:
+    """Gzip, zstd and identity come out as they went in, also two of them and in parts."""
+    assert decompress(body, encoding, LIMIT) == PLAIN
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, br", "gzip, gzip, gzip", "g zip"])
+def test_other_encodings_are_refused(encoding: str) -> None:
+    """What is not known is named, beside what is."""
+    with pytest.raises(UnknownEncoding) as caught:
+        decompress(PLAIN, encoding, LIMIT)
+
+    assert repr(encoding) in str(caught.value)
+    assert "gzip, zstd" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(bytes(LIMIT + 1))),
+        ("gzip", gzip.compress(bytes(LIMIT)) + gzip.compress(b"x")),
+        ("zstd", zstd(bytes(LIMIT + 1))),
+        ("zstd, gzip", gzip.compress(zstd(bytes(LIMIT + 1)))),
+        ("", bytes(LIMIT + 1)),
+    ],
+)
+def test_more_than_the_limit_is_too_large(encoding: str, body: bytes) -> None:
+    """One byte over the limit is too much, whichever way it comes."""
+    with pytest.raises(BodyTooLarge, match="larger than 1000 bytes"):
+        decompress(body, encoding, LIMIT)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "zstd"])
+def test_the_limit_itself_is_not_too_large(encoding: str) -> None:
+    """A body of exactly the limit passes."""
+    body = {"": bytes, "gzip": lambda n: gzip.compress(bytes(n)), "zstd": lambda n: zstd(bytes(n))}
+
+    assert decompress(body[encoding](LIMIT), encoding, LIMIT) == bytes(LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", PLAIN),
+        ("gzip", gzip.compress(PLAIN)[:-9]),
+        ("gzip", gzip.compress(PLAIN)[:-1] + b"?"),
+        ("gzip", gzip.compress(PLAIN) + b"tail"),
+        ("gzip", zlib.compress(PLAIN)),
+        ("zstd", PLAIN),
+        ("zstd", zstd(PLAIN)[:-1]),
+        ("zstd", zstd(PLAIN) + b"tail"),
+        ("zstd", zstandard.ZstdCompressor(write_checksum=True).compress(PLAIN)[:-1] + b"?"),
+    ],
+)
+def test_a_broken_encoding_is_named(encoding: str, body: bytes) -> None:
+    """What is cut short, damaged or something else is refused as not whole."""
+    with pytest.raises(BrokenEncoding, match=encoding):
+        decompress(body, encoding, LIMIT)
+
+
+def test_a_window_beyond_what_every_decoder_has_is_refused() -> None:
+    """A small body cannot make the decoder set aside a great deal of memory."""
+    parameters: Any = zstandard.ZstdCompressionParameters
+    compressor: Any = zstandard.ZstdCompressor(
+        compression_params=parameters(window_log=27)
+    ).compressobj()
+    body = compressor.compress(PLAIN) + compressor.flush()
+
+    with pytest.raises(BrokenEncoding):
+        decompress(body, "zstd", LIMIT)
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    """A gigabyte of zeros in a megabyte is left in there."""
+    bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
+    body = b"".join(bomb.compress(bytes(1 << 20)) for _ in range(64)) + bomb.flush()
+
+    with pytest.raises(BodyTooLarge):
+        decompress(body, "gzip", LIMIT)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["gzip", "zstd", "zstd, gzip"]))
+def test_any_bytes_come_out_or_are_refused(body: bytes, encoding: str) -> None:
+    """Nothing but the three errors is raised, and never more than the limit comes out."""
+    try:
+        plain = decompress(body, encoding, LIMIT)
+    except (BodyTooLarge, BrokenEncoding):
+        return
+    assert len(plain) <= LIMIT
