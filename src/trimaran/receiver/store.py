@@ -202,10 +202,10 @@ class Store:
 
         def query(connection: sqlite3.Connection) -> EventPage:
             rows = connection.execute(
-                "SELECT first, events FROM batches WHERE session = ?1 AND first >="
-                " (SELECT max(first) FROM batches WHERE session = ?1 AND first <= ?2)"
+                "SELECT first, events FROM batches WHERE session = ? AND first >="
+                " (SELECT max(first) FROM batches WHERE session = ? AND first <= ?)"
                 " ORDER BY first",
-                (session.number, first),
+                (session.number, session.number, first),
             )
             found: list[msgspec.Raw] = []
             size = 0
