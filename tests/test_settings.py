@@ -1,4 +1,6 @@
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -46,13 +48,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "retry_timeout": 3600,
         "retry_budget": 10,
         "unauthorized_interval": 60,
+        "spool": False,
         "strict": False,
     }
 
 
 def test_every_setting_is_checked() -> None:
     """No setting is in none of the groups below: a new one has to be tested as well."""
-    others = {"drain_timeout", "mailbox_policy"}
+    others = {"drain_timeout", "mailbox_policy", "spool"}
 
     assert {*NUMBERS, *BYTES, *COUNTS, *FLAGS, *others} == set(trimaran.Settings.__struct_fields__)
 
@@ -153,3 +156,19 @@ def test_settings_are_keywords_only() -> None:
 
     with pytest.raises(TypeError):
         settings(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: trimaran.Settings(spool="yes"), "spool must be True, False or a Spool"),  # type: ignore[arg-type]
+        (lambda: trimaran.Spool(most_bytes=0), "Spool(most_bytes=0): most_bytes must be a number"),
+        (lambda: trimaran.Spool(most_seconds=-1), "most_seconds must be a number above 0"),
+        (lambda: trimaran.Spool(survives="all"), "survives must be 'kill' or 'power_loss'"),  # type: ignore[arg-type]
+        (lambda: trimaran.Spool(directory=""), "directory must be a path as text, or None"),
+    ],
+)
+def test_a_spool_is_checked(make: Callable[[], object], message: str) -> None:
+    """The message names the setting, what it was and what it may be."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

@@ -34,7 +34,7 @@ from trimaran._hooks import Dropped, Problem
 from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
-from trimaran._settings import Settings
+from trimaran._settings import Settings, Spool
 from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
 from trimaran._transport import Answer, Request, Transport, TransportError
 from trimaran._version import __version__
@@ -65,6 +65,7 @@ __all__ = [
     "SessionEnd",
     "SessionStart",
     "Settings",
+    "Spool",
     "StaticAccount",
     "Statistics",
     "Telemetry",

@@ -30,10 +30,12 @@ from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.sender import Sender
+from trimaran._pipeline.spooler import MOST_WAITING, spool_batches
 from trimaran._pipeline.wire import Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
 from trimaran._settings import Settings
+from trimaran._spool.keeper import SpoolKeeper
 
 __all__ = ["LiveSession", "SessionContext", "Shared"]
 
@@ -61,6 +63,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     diagnostics: Diagnostics
     hooks: Hooks
     outages: Outages
+    keeper: SpoolKeeper | None
+    """The spool, if there is one."""
     version: str
     """The host's."""
     user_email: str
@@ -93,6 +97,7 @@ class LiveSession(Session):
         self._diagnostics = shared.diagnostics
         self._hooks = shared.hooks
         self._outages = shared.outages
+        self._keeper = shared.keeper
         self._wall_clock = shared.wall_clock
         self._now = trio.lowlevel.current_clock().current_time
         self._thread = threading.get_ident()
@@ -115,6 +120,7 @@ class LiveSession(Session):
             endpoint=shared.endpoint,
             settings=settings,
             ledger=self.ledger,
+            keeper=shared.keeper,
             settled=self._settled,
             hold=self._hold,
             diagnostics=shared.diagnostics,
@@ -190,24 +196,21 @@ class LiveSession(Session):
             delivered=after.delivered - before.delivered,
             dropped=after.dropped_total - before.dropped_total,
             pending=after.pending,
+            spooled=after.spooled,
         )
 
     def statistics(self) -> Statistics:
         """See :meth:`Session.statistics`."""
-        ledger = self.ledger
         waiting, refused = self._inbox.counts()
-        dropped = {str(reason): count for reason, count in ledger.dropped.items()}
+        books = self.ledger.statistics()
+        dropped = dict(books.dropped)
         for reason, count in refused.items():
-            dropped[str(reason)] = dropped.get(str(reason), 0) + count
-        return Statistics(
-            tracked=ledger.tracked + waiting + sum(refused.values()),
-            delivered=ledger.delivered,
-            pending=ledger.pending + waiting,
+            dropped[reason] = dropped.get(reason, 0) + count
+        return msgspec.structs.replace(
+            books,
+            tracked=books.tracked + waiting + sum(refused.values()),
+            pending=books.pending + waiting,
             dropped=MappingProxyType(dropped),
-            batches=ledger.batches,
-            attempts=ledger.attempts,
-            retries=ledger.retries,
-            loss_reports=ledger.loss_reports,
             peak_waiting=max(self._mailbox.peak, len(self._mailbox)),
         )
 
@@ -259,7 +262,7 @@ class LiveSession(Session):
         self._closed = True
         self._inbox.end()
         self._mailbox.end()
-        self.ledger.drop(DropReason.CLOSED, self.ledger.pending)
+        self.ledger.close(DropReason.CLOSED)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -276,7 +279,12 @@ class LiveSession(Session):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._collect, to_batcher)
                 nursery.start_soon(self._batch, from_collector, to_sender)
-                nursery.start_soon(self._send, from_batcher)
+                if self._keeper is None:
+                    nursery.start_soon(self._send, from_batcher)
+                else:
+                    from_spooler, spooled = trio.open_memory_channel[Batch](MOST_WAITING)
+                    nursery.start_soon(self._spool, self._keeper, from_batcher, from_spooler)
+                    nursery.start_soon(self._send, spooled)
         except* trio.Cancelled:
             reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
             raise
@@ -285,7 +293,7 @@ class LiveSession(Session):
         finally:
             self._inbox.end()
             self._mailbox.end()
-            self.ledger.drop(reason, self.ledger.pending)
+            self.ledger.close(reason)
 
     @trio.lowlevel.enable_ki_protection
     async def _collect(self, send: trio.MemorySendChannel[Chunk]) -> None:
@@ -311,6 +319,17 @@ class LiveSession(Session):
             ledger=self.ledger,
             drop=self._drop,
             wall_clock=self._wall_clock,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def _spool(
+        self,
+        keeper: SpoolKeeper,
+        receive: trio.MemoryReceiveChannel[Batch],
+        send: trio.MemorySendChannel[Batch],
+    ) -> None:
+        await spool_batches(
+            receive, send, keeper=keeper, ledger=self.ledger, release=self._mailbox.release
         )
 
     @trio.lowlevel.enable_ki_protection

@@ -38,6 +38,9 @@ class Flushed(msgspec.Struct, frozen=True, kw_only=True):
     """Events dropped while it lasted."""
     pending: int = 0
     """Events whose fate was open when it ended."""
+    spooled: int = 0
+    """How many of those are safe on disk: whatever happens to the process, a later one
+    delivers them."""
 
     def __bool__(self) -> bool:
         return self.complete

@@ -13,9 +13,10 @@ from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
-__all__ = ["MailboxPolicy", "Settings"]
+__all__ = ["MailboxPolicy", "Settings", "Spool", "Survives"]
 
 MailboxPolicy: TypeAlias = Literal["drop_oldest", "drop_newest"]
+Survives: TypeAlias = Literal["kill", "power_loss"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -37,6 +38,39 @@ _POSITIVE_NUMBERS = (
     "unauthorized_interval",
 )
 _POSITIVE_COUNTS = ("batch_events", "mailbox_events", "backlog_events", "max_requests")
+
+
+class Spool(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue on disk: batches wait there until their fate is known.
+
+    Raises:
+        ValueError: a value is not of its kind or not in its range.
+    """
+
+    directory: str | None = None
+    """Where it lies; None is the user's state directory for the app. It is made for the
+    user alone. Processes of one app share it."""
+
+    most_bytes: int = 64 * MIB
+    """Bytes of all batches on disk at most; the oldest of the process that needs room go."""
+
+    most_seconds: float = 7 * 86_400.0
+    """Seconds that a batch is kept at most."""
+
+    survives: Survives = "kill"
+    """What a batch on disk survives; ``"power_loss"`` waits for the disk with each one."""
+
+    def __post_init__(self) -> None:
+        for name in ("most_bytes", "most_seconds"):
+            value = getattr(self, name)
+            _require(self, name, "a number above 0", holds=_is_number(value) and value > 0)
+        survivals = get_args(Survives)
+        _require(
+            self, "survives", " or ".join(map(repr, survivals)), holds=self.survives in survivals
+        )
+        path = self.directory
+        is_path = path is None or (isinstance(path, str) and path != "")  # pyright: ignore[reportUnnecessaryIsInstance]
+        _require(self, "directory", "a path as text, or None", holds=is_path)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +147,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unauthorized_interval: float = 60.0
     """Seconds between two refreshes of a token that the endpoint refuses."""
 
+    spool: bool | Spool = False
+    """A queue on disk, for events that must survive the process; True is one with its
+    defaults. Off, nothing is written to disk."""
+
     strict: bool = False
     """True lets a bug in a stage come out of ``open_telemetry()``; for tests."""
 
@@ -140,6 +178,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
         _require(
             self,
+            "spool",
+            "True, False or a Spool",
+            holds=isinstance(self.spool, (bool, Spool)),  # pyright: ignore[reportUnnecessaryIsInstance]
+        )
+        _require(
+            self,
             "memory_bytes",
             "at least batch_bytes",
             holds=self.memory_bytes >= self.batch_bytes,
@@ -151,7 +195,8 @@ def _is_number(value: object) -> bool:
     return type(value) is int or (type(value) is float and not math.isnan(value))
 
 
-def _require(settings: Settings, name: str, expected: str, *, holds: bool) -> None:
+def _require(settings: Settings | Spool, name: str, expected: str, *, holds: bool) -> None:
     if not holds:
-        message = f"Settings({name}={getattr(settings, name)!r}): {name} must be {expected}"
+        kind = type(settings).__name__
+        message = f"{kind}({name}={getattr(settings, name)!r}): {name} must be {expected}"
         raise ValueError(message)

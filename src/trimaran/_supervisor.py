@@ -17,7 +17,11 @@ import trio
 
 from trimaran._current import current
 from trimaran._live_session import LiveSession, SessionContext, Shared
+from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.ledger import DropReason, Ledger
+from trimaran._pipeline.sender import Sender
 from trimaran._session import Session
+from trimaran._spool.keeper import SpoolKeeper
 
 __all__ = ["Supervisor", "entered"]
 
@@ -36,6 +40,8 @@ class Supervisor:
         self._scope = trio.CancelScope(shield=True)
         self._stages: trio.Nursery | None = None
         self._closing = trio.Event()
+        self.leftovers = Ledger()
+        """The books of what earlier processes left on disk."""
         self.is_ready = trio.Event()
         """Sessions can be opened."""
 
@@ -69,9 +75,44 @@ class Supervisor:
         """Run the stages of all sessions until :meth:`close`, and then to the deadline."""
         with self._scope:
             async with trio.open_nursery() as self._stages:
+                if self.shared.keeper is not None:
+                    self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
                 self.is_ready.set()
                 await self._closing.wait()
         await self.shared.endpoint.aclose()
+        if self.shared.keeper is not None:
+            await self.shared.keeper.aclose()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _deliver_leftovers(self, keeper: SpoolKeeper) -> None:
+        """Deliver what earlier processes left on disk; what is not delivered stays there."""
+        shared = self.shared
+        current.set(None)
+        batches = await keeper.take_over(self.leftovers)
+        send, receive = trio.open_memory_channel[Batch](len(batches))
+        with send:
+            for batch in batches:
+                send.send_nowait(batch)
+        shared.outages.join(self.leftovers)
+        try:
+            await Sender(
+                endpoint=shared.endpoint,
+                settings=shared.settings,
+                ledger=self.leftovers,
+                keeper=keeper,
+                settled=lambda _size: shared.outages.settled(),
+                hold=lambda _reason: None,
+                diagnostics=shared.diagnostics,
+                random=shared.random,
+                wall_clock=shared.wall_clock,
+            ).run(receive)
+        except Exception as bug:  # noqa: BLE001 - ours, and not to reach the host
+            shared.diagnostics.warn("telemetry failed", error=type(bug).__name__)
+            if shared.settings.strict:
+                raise
+        finally:
+            shared.outages.leave(self.leftovers)
+            self.leftovers.close(DropReason.BUG)
 
     def close(self) -> None:
         """End all sessions; what is pending has ``drain_timeout`` seconds from now."""

@@ -28,8 +28,10 @@ from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._live_session import SessionContext, Shared
 from trimaran._pipeline.encoder import jsonable
 from trimaran._pipeline.mailbox import MemoryBudget
+from trimaran._pipeline.ledger import Statistics
 from trimaran._session import SILENT, Session
-from trimaran._settings import Settings
+from trimaran._settings import Settings, Spool
+from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._supervisor import Supervisor, entered
 from trimaran._transport import Transport
 
@@ -50,6 +52,14 @@ class Telemetry:
 
     def __repr__(self) -> str:
         return f"<Telemetry: {self._decision.tier}, {self._decision.reason}>"
+
+    def leftovers(self) -> Statistics:
+        """What became of the events that earlier processes left in the spool.
+
+        ``tracked`` counts those that this process took over; what it does not get rid of
+        is left once more.
+        """
+        return Statistics() if self._supervisor is None else self._supervisor.leftovers.statistics()
 
     @property
     def decision(self) -> Decision:
@@ -113,6 +123,7 @@ async def open_telemetry(
     wall_clock: Callable[[], float] = time.time,
     random: Random | None = None,
     new_id: Callable[[], str] = random_id,
+    run_blocking: RunBlocking | None = None,
 ) -> AsyncIterator[Telemetry]:
     """Decide whether telemetry is on, and run it around a block.
 
@@ -141,6 +152,7 @@ async def open_telemetry(
             trio's clock.
         random: where the jitter of retries comes from.
         new_id: gives a unique text for each session and pipeline.
+        run_blocking: runs the spool's work on the disk; in a thread, if None.
 
     Raises:
         ValueError: *app* is no name. Nothing else: what is wrong with an account or a
@@ -171,6 +183,7 @@ async def open_telemetry(
 
     random = Random() if random is None else random  # noqa: S311 - jitter is no secret
     outages = Outages(diagnostics, now)
+    user_email = _text(found.email) if isinstance(found, Account) else ""
     supervisor = Supervisor(
         Shared(
             endpoint=Endpoint(
@@ -197,8 +210,17 @@ async def open_telemetry(
             diagnostics=diagnostics,
             hooks=hooks,
             outages=outages,
+            keeper=_spool_keeper(
+                app,
+                f"{decision.tier} {decision.url} {user_email}".rstrip(),
+                settings,
+                diagnostics=diagnostics,
+                wall_clock=wall_clock,
+                owner=new_id(),
+                run=run_blocking,
+            ),
             version=_text(version),
-            user_email=_text(found.email) if isinstance(found, Account) else "",
+            user_email=user_email,
             home=environ.get("HOME") or environ.get("USERPROFILE"),
             random=random,
             wall_clock=wall_clock,
@@ -242,6 +264,37 @@ def _other_than_cancelled(error: BaseException) -> BaseException | None:
             error_without = error_without.exceptions[0]
         return error_without
     return None if isinstance(error, trio.Cancelled) else error
+
+
+def _spool_keeper(
+    app: str,
+    destination: str,
+    settings: Settings,
+    *,
+    diagnostics: Diagnostics,
+    wall_clock: Callable[[], float],
+    owner: str,
+    run: RunBlocking | None,
+) -> SpoolKeeper | None:
+    """None where nothing is to be written to disk. Opens nothing yet."""
+    if settings.spool is False:
+        return None
+    from trimaran._spool.file import SpoolFile, spool_directory  # noqa: PLC0415 - sqlite3
+
+    spool = Spool() if settings.spool is True else settings.spool
+    return SpoolKeeper(
+        SpoolFile(
+            spool_directory(app, spool),
+            owner=owner,
+            destination=destination,
+            most_bytes=spool.most_bytes,
+            most_seconds=spool.most_seconds,
+            survives=spool.survives,
+            wall_clock=wall_clock,
+        ),
+        run=in_a_thread() if run is None else run,
+        diagnostics=diagnostics,
+    )
 
 
 def _token_keeper(

@@ -12,10 +12,41 @@ import msgspec
 from msgspec.structs import replace
 
 from trimaran._pipeline import wire
-from trimaran._pipeline.ledger import DropReason
+from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Flush
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "KeptBatch"]
+
+
+class KeptBatch:
+    """A batch's place on disk, and what the books say of it.
+
+    Its events are pending like others, and beside that counted as spooled: whatever
+    happens to this process, they are not lost.
+    """
+
+    __slots__ = ("events", "is_being_sent", "is_on_disk", "ledger")
+
+    def __init__(self, ledger: Ledger, events: int) -> None:
+        self.ledger = ledger
+        self.events = events
+        """Events in it that the books know, and whose fate is open."""
+        self.is_on_disk = True
+        self.is_being_sent = False
+        ledger.spooled += events
+
+    def decided(self, count: int) -> None:
+        """The fate of *count* of its events is known."""
+        self.events -= count
+        if self.is_on_disk:
+            self.ledger.spooled -= count
+
+    def evicted(self, reason: DropReason) -> None:
+        """It had to leave the disk; unless it is being sent, that is its fate."""
+        self.is_on_disk = False
+        self.ledger.spooled -= self.events
+        if not self.is_being_sent:
+            self.ledger.drop(reason, self.events)
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +66,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Marks that are reached when this batch has its fate."""
     size: int = 0
     """Bytes that its events are charged with in memory."""
-    is_spooled: bool = False
-    """Whether it is on disk."""
+    kept: KeptBatch | None = None
+    """Its place on disk, if it has one."""
 
     @property
     def tracked(self) -> int:

@@ -56,6 +56,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Events that the endpoint confirmed."""
     pending: int = 0
     """Events whose fate is open: waiting, or in a request under way."""
+    spooled: int = 0
+    """How many of the pending events are safe on disk. After the end of the telemetry these
+    are all that pends: a later process delivers them."""
     dropped: Mapping[str, int] = MappingProxyType({})
     """Events that were given up, by reason; a reason with no event is left out."""
     batches: int = 0
@@ -91,6 +94,7 @@ class Ledger:
         "on_drop",
         "pending",
         "retries",
+        "spooled",
         "tracked",
         "unreported",
         "untold",
@@ -100,6 +104,7 @@ class Ledger:
         self.tracked = 0
         self.delivered = 0
         self.pending = 0
+        self.spooled = 0
         self.dropped: dict[DropReason, int] = {}
         self.batches = 0
         self.attempts = 0
@@ -131,6 +136,24 @@ class Ledger:
                 if not self.untold:
                     self.on_drop()
                 _add(self.untold, reason, count)
+
+    def close(self, reason: DropReason) -> None:
+        """Nothing more will be decided here: what pends and is on no disk is given up."""
+        self.drop(reason, self.pending - self.spooled)
+
+    def statistics(self) -> Statistics:
+        """The books at this instant."""
+        return Statistics(
+            tracked=self.tracked,
+            delivered=self.delivered,
+            pending=self.pending,
+            spooled=self.spooled,
+            dropped=MappingProxyType({str(why): count for why, count in self.dropped.items()}),
+            batches=self.batches,
+            attempts=self.attempts,
+            retries=self.retries,
+            loss_reports=self.loss_reports,
+        )
 
     def take_untold(self) -> dict[DropReason, int]:
         """The losses to tell the host of."""

@@ -20,6 +20,7 @@ from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
+from trimaran._spool.keeper import SpoolKeeper
 from trimaran._transport import Answer, Request, TransportError
 from trimaran._version import __version__
 
@@ -36,6 +37,7 @@ class Sender:
         endpoint: the way out, shared with other sessions.
         settings: the retry schedule.
         ledger: the session's books.
+        keeper: the spool, if there is one.
         settled: told the bytes of a batch whose fate is known.
         hold: told why batches are not taken, when it is more than a passing failure, and
             None when they are.
@@ -50,6 +52,7 @@ class Sender:
         endpoint: Endpoint,
         settings: Settings,
         ledger: Ledger,
+        keeper: SpoolKeeper | None,
         settled: Callable[[int], None],
         hold: Callable[[DropReason | None], None],
         diagnostics: Diagnostics,
@@ -60,6 +63,7 @@ class Sender:
         self._url = wire.endpoint_url(endpoint.url)
         self._settings = settings
         self._ledger = ledger
+        self._keeper = keeper
         self._settled = settled
         self._hold = hold
         self._is_repetition = False
@@ -79,18 +83,27 @@ class Sender:
         async with receive:
             async for batch in receive:
                 if batch.events:
-                    await self._settle(batch)
+                    body = await self._body_of(batch)
+                    if body is not None:
+                        await self._settle(batch, body)
                 for flush in batch.flushes:
                     flush.reach()
 
-    async def _settle(self, batch: Batch) -> None:
-        assert batch.body is not None
-        if await self._deliver(batch, batch.body):
+    async def _body_of(self, batch: Batch) -> bytes | None:
+        """What to send; None when the batch left the disk, which was its fate."""
+        if batch.kept is None or self._keeper is None:
+            return batch.body
+        return await self._keeper.body_of(batch)
+
+    async def _settle(self, batch: Batch, body: bytes) -> None:
+        if await self._deliver(batch, body):
             self._ledger.loss_reports += batch.reports
         else:
             self._ledger.give_back_losses(batch.losses)
         self._ledger.batches += 1
         self._settled(batch.size)
+        if self._keeper is not None and batch.kept is not None:
+            await self._keeper.remove(batch)
 
     async def _deliver(self, batch: Batch, body: bytes) -> bool:
         """Try until the fate of every event is known; says whether all reports arrived."""
@@ -112,7 +125,10 @@ class Sender:
                 try:
                     answer = await self._attempt(request, is_repeated=failures > 0)
                 except ConsentWithdrawn:
-                    return self._drop(batch, DropReason.CONSENT_WITHDRAWN)
+                    arrived = self._drop(batch, DropReason.CONSENT_WITHDRAWN)
+                    if self._keeper is not None:
+                        await self._keeper.withdraw()
+                    return arrived
             if answer is None:
                 return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
             match self._verdict(answer):
@@ -188,8 +204,12 @@ class Sender:
             self._diagnostics.warn("telemetry partly rejected", events=len(refused))
         self._ledger.deliver(batch.tracked - refused_events)
         self._ledger.drop(DropReason.REJECTED, refused_events)
+        if batch.kept is not None:
+            batch.kept.decided(batch.tracked)
         return not refused_reports
 
     def _drop(self, batch: Batch, reason: DropReason) -> bool:
         self._ledger.drop(reason, batch.tracked)
+        if batch.kept is not None:
+            batch.kept.decided(batch.tracked)
         return not batch.reports

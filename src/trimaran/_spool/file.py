@@ -1,0 +1,375 @@
+"""A queue of batches in one SQLite file, shared by the processes of a user and app.
+
+In: finished batches. Out: the same batches, also to a later process.
+Does not know: tasks, sessions, what a batch says. Blocking: call it from a thread.
+
+Every batch has an owner, the process that will send it. An owner holds a lock on a file
+of its own for as long as it lives; the kernel lets go of it in every way to die, so who
+gets that lock may take over what the dead owner left. A batch is bound to a destination,
+and only taken over for that.
+
+The file is in WAL mode: what is committed survives the process being killed with
+``synchronous=NORMAL``, and a power loss with ``FULL`` (https://sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import platformdirs
+
+from trimaran._pipeline.ledger import DropReason
+from trimaran._settings import Spool, Survives
+from trimaran._spool.values import Evicted, Kept, SpooledRow, SpoolError
+
+__all__ = ["SpoolFile", "spool_directory"]
+
+SCHEMA_VERSION = 1
+
+BUSY_TIMEOUT = 1.0
+"""Seconds to wait for another process that writes; its transactions take milliseconds."""
+
+_YOUNG = 60.0
+"""Seconds for which a lock file is left alone, whoever holds it."""
+
+_FILE_NAME = "spool.db"
+
+_SCHEMA = """
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    destination TEXT NOT NULL,
+    created REAL NOT NULL,
+    events INTEGER NOT NULL,
+    reports INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX batches_owner ON batches (owner, destination);
+CREATE TABLE totals (bytes INTEGER NOT NULL);
+INSERT INTO totals VALUES (0);
+CREATE TRIGGER batches_added AFTER INSERT ON batches
+BEGIN UPDATE totals SET bytes = bytes + length(NEW.body); END;
+CREATE TRIGGER batches_removed AFTER DELETE ON batches
+BEGIN UPDATE totals SET bytes = bytes - length(OLD.body); END;
+"""
+
+
+def spool_directory(app: str, spool: Spool) -> Path:
+    """Where an app's spool lies: as set, or in the user's state directory."""
+    if spool.directory is not None:
+        return Path(spool.directory)
+    return platformdirs.user_state_path(app, appauthor=False) / "telemetry"
+
+
+class SpoolFile:
+    """One process's hold on the queue of a directory.
+
+    Args:
+        directory: where it lies; made if need be, for its user alone (0700, files 0600).
+        owner: unique over all processes of all time.
+        destination: what batches are bound to: the tier, the URL and the account.
+        most_bytes: of all bodies together, of all processes.
+        most_seconds: that a batch is kept.
+        survives: what a batch that was put survives.
+        wall_clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        owner: str,
+        destination: str,
+        most_bytes: int,
+        most_seconds: float,
+        survives: Survives,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._owner = owner
+        self._destination = destination
+        self._most_bytes = most_bytes
+        self._most_seconds = most_seconds
+        self._synchronous = "FULL" if survives == "power_loss" else "NORMAL"
+        self._wall_clock = wall_clock
+        self._database: sqlite3.Connection | None = None
+        self._lock: _OwnerLock | None = None
+
+    def put(self, key: str, body: bytes, *, events: int, reports: int) -> list[Evicted]:
+        """Keep a batch; what had to make room for it, or was too old, is told.
+
+        Only this process's own batches make room, the oldest first; a batch that has no
+        room even so is among those told, and not kept.
+
+        Raises:
+            SpoolError: it is not kept.
+        """
+        with self._transaction() as database:
+            evicted = self._expired(database)
+            database.execute(
+                "INSERT INTO batches (key, owner, destination, created, events, reports, body)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key, self._owner, self._destination, self._wall_clock(), events, reports, body),
+            )
+            while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
+                oldest = self._removed(
+                    database,
+                    DropReason.SPOOL_FULL,
+                    "id = (SELECT min(id) FROM batches WHERE owner = ?)",
+                    self._owner,
+                )
+                if not oldest:
+                    break
+                evicted += oldest
+        return evicted
+
+    def read(self, key: str) -> bytes | None:
+        """A kept batch's body; None when it is not there any more.
+
+        Raises:
+            SpoolError: it cannot be read.
+        """
+        with self._errors_told():
+            row = self._opened().execute("SELECT body FROM batches WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """The fate of batches is known: they leave the disk.
+
+        Raises:
+            SpoolError: they stay, and will be sent once more with the same keys.
+        """
+        with self._transaction() as database:
+            database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
+
+    def take_over(self) -> tuple[list[Kept], list[Evicted]]:
+        """Own what dead processes left for this destination, in the order it was put;
+        and what of it was too old.
+
+        Raises:
+            SpoolError: nothing was taken over.
+        """
+        with self._transaction() as database:
+            owners = database.execute(
+                "SELECT DISTINCT owner FROM batches WHERE destination = ? AND owner != ?",
+                (self._destination, self._owner),
+            ).fetchall()
+            taken: list[Kept] = []
+            for (owner,) in owners:
+                lock = _OwnerLock.seized(self._directory, owner)
+                if lock is None:
+                    continue
+                taken += [
+                    Kept(key=key, events=events, reports=reports)
+                    for key, events, reports in database.execute(
+                        "SELECT key, events, reports FROM batches"
+                        " WHERE owner = ? AND destination = ? ORDER BY id",
+                        (owner, self._destination),
+                    )
+                ]
+                database.execute(
+                    "UPDATE batches SET owner = ? WHERE owner = ? AND destination = ?",
+                    (self._owner, owner, self._destination),
+                )
+                left = database.execute("SELECT 1 FROM batches WHERE owner = ?", (owner,)).fetchone()
+                lock.release(remove=left is None)
+            evicted = self._expired(database)
+        self._remove_old_locks()
+        gone = {each.key for each in evicted}
+        return [row for row in taken if row.key not in gone], evicted
+
+    def _remove_old_locks(self) -> None:
+        """Remove the lock files of owners that died and left nothing."""
+        for path in self._directory.glob("*.lock"):
+            with suppress(OSError):
+                # A young one may belong to a process that is about to lock it.
+                if path.stat().st_mtime < self._wall_clock() - _YOUNG:
+                    lock = _OwnerLock.seized(self._directory, path.stem)
+                    if lock is not None:
+                        owns = self._opened().execute(
+                            "SELECT 1 FROM batches WHERE owner = ?", (path.stem,)
+                        )
+                        lock.release(remove=owns.fetchone() is None)
+
+    def withdraw(self) -> list[Evicted]:
+        """Consent is gone: nothing of this process, or of dead ones, stays for its destination.
+
+        Raises:
+            SpoolError: it stays on disk, unsent.
+        """
+        self.take_over()
+        with self._transaction() as database:
+            return self._removed(
+                database,
+                DropReason.CONSENT_WITHDRAWN,
+                "owner = ? AND destination = ?",
+                self._owner,
+                self._destination,
+            )
+
+    def rows(self) -> list[SpooledRow]:
+        """All that is kept, of all processes and destinations, the oldest first."""
+        with self._errors_told():
+            found = self._opened().execute(
+                "SELECT key, owner, destination, created, events - reports, length(body)"
+                " FROM batches ORDER BY id"
+            )
+            return [
+                SpooledRow(
+                    key=key, owner=owner, destination=to, created=at, events=events, size=size
+                )
+                for key, owner, to, at, events, size in found
+            ]
+
+    def close(self) -> None:
+        """Let go; what is kept stays for a later process."""
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                left = self._database.execute(
+                    "SELECT 1 FROM batches WHERE owner = ?", (self._owner,)
+                ).fetchone()
+                if self._lock is not None:
+                    self._lock.release(remove=left is None)
+            self._database.close()
+            self._database = None
+        if self._lock is not None:
+            self._lock.release(remove=False)
+            self._lock = None
+
+    def _expired(self, database: sqlite3.Connection) -> list[Evicted]:
+        """Remove what is too old, of this process and of nobody."""
+        return self._removed(
+            database,
+            DropReason.EXPIRED,
+            "owner = ? AND created < ?",
+            self._owner,
+            self._wall_clock() - self._most_seconds,
+        )
+
+    @staticmethod
+    def _removed(
+        database: sqlite3.Connection, reason: DropReason, which: str, *values: object
+    ) -> list[Evicted]:
+        rows = database.execute(
+            f"DELETE FROM batches WHERE {which} RETURNING key, events - reports",  # noqa: S608 - *which* is ours
+            values,
+        ).fetchall()
+        return [Evicted(key=key, events=events, reason=reason) for key, events in rows]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._errors_told():
+            database = self._opened()
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+
+    @contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            message = f"{self._directory / _FILE_NAME}: {error}"
+            raise SpoolError(message) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is None:
+            _make_private(self._directory)
+            self._lock = self._lock or _OwnerLock.taken(self._directory, self._owner)
+            path = self._directory / _FILE_NAME
+            # Made here, so that it is nobody else's from its first moment; SQLite gives
+            # the files beside it the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            database = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare(database, path)
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+        return self._database
+
+    def _prepare(self, database: sqlite3.Connection, path: Path) -> None:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA synchronous = {self._synchronous}")
+        database.execute("BEGIN IMMEDIATE")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            message = f"{path}: was written by a newer version of trimaran; update this one"
+            raise SpoolError(message)
+        if version == 0:
+            for statement in _SCHEMA.strip().split(";\n"):
+                if statement:
+                    database.execute(statement)
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.execute("COMMIT")
+
+
+def _make_private(directory: Path) -> None:
+    """Make *directory*, or check that nobody else can write to it."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if os.name == "posix":
+        status = directory.stat()
+        if status.st_uid != os.geteuid():
+            message = f"{directory}: belongs to another user"
+            raise SpoolError(message)
+        if status.st_mode & 0o077:
+            directory.chmod(0o700)
+
+
+class _OwnerLock:
+    """A lock on a file of its own, which the kernel releases in every way to die."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def taken(cls, directory: Path, owner: str) -> _OwnerLock:
+        """The lock of a new owner."""
+        lock = cls._locked(directory / f"{owner}.lock")
+        if lock is None:
+            message = f"{directory / f'{owner}.lock'}: is locked already"
+            raise SpoolError(message)
+        return lock
+
+    @classmethod
+    def seized(cls, directory: Path, owner: str) -> _OwnerLock | None:
+        """The lock of a dead owner; None while it lives."""
+        return cls._locked(directory / f"{owner}.lock")
+
+    @classmethod
+    def _locked(cls, path: Path) -> _OwnerLock | None:
+        try:
+            import fcntl  # noqa: PLC0415 - not on every system
+        except ImportError:
+            message = f"{path}: this system has no lock that a dying process lets go of"
+            raise SpoolError(message) from None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return cls(path, descriptor)
+
+    def release(self, *, remove: bool) -> None:
+        """Let go; *remove* the file of an owner that left nothing. May be called again."""
+        if self._descriptor >= 0:
+            if remove:
+                with suppress(OSError):
+                    self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = -1

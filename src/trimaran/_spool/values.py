@@ -1,0 +1,46 @@
+"""What the spool speaks of: batches on disk, those that had to leave it, and its error.
+
+In and out: plain values. Does not know: SQL, tasks.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from trimaran._pipeline.ledger import DropReason
+
+__all__ = ["Evicted", "Kept", "SpoolError", "SpooledRow"]
+
+
+class SpoolError(Exception):
+    """The spool cannot be used; the message says where, why and what to do."""
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch on disk, without its body."""
+
+    key: str
+    events: int
+    reports: int
+
+
+class SpooledRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch on disk, as a person looks at it."""
+
+    key: str
+    owner: str
+    destination: str
+    created: float
+    """Seconds since the epoch."""
+    events: int
+    size: int
+    """Bytes of its body."""
+
+
+class Evicted(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch that had to leave the disk undelivered."""
+
+    key: str
+    events: int
+    """Events in it that are in a book."""
+    reason: DropReason
