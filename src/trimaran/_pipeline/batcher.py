@@ -10,6 +10,7 @@ comes in gathers to full batches behind the one that it will take next.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -17,35 +18,45 @@ import msgspec
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from trimaran._events import ErrorEvent
+from trimaran._events import ErrorEvent, Event
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.encoder import EncodeError, encode
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Chunk, Entry, Flush
-from trimaran._pipeline.wire import Context, body, stamped
+from trimaran._pipeline.wire import Context, Stamper, body, stamped
 from trimaran._settings import Settings
 
-__all__ = ["Backlog", "Line", "batch_events", "loss_reports"]
+__all__ = ["Backlog", "Bundle", "batch_events", "loss_reports"]
 
 _ENVELOPE = 1024
 """Bytes of a body beside its events, at most for an ordinary context."""
 
+_AT_ONCE = -math.inf
+"""A time that has come already."""
 
-class Line(msgspec.Struct, frozen=True, gc=False):
-    """An event as it goes out."""
 
-    encoded: bytes
-    size: int
-    """Bytes that it is charged with, from the mailbox on until its fate is known."""
-    urgent: bool
-    arrived: float
-    """When it reached this stage, in seconds of a monotonic clock."""
+class Bundle:
+    """Events that will share a batch, while they wait for it."""
+
+    __slots__ = ("due_at", "events", "flushes", "length", "size")
+
+    def __init__(self, due_at: float) -> None:
+        self.due_at = due_at
+        """When they are to be sent, full or not."""
+        self.events: list[bytes] = []
+        self.length = 0
+        """Bytes that they take in a body, each with its comma."""
+        self.size = 0
+        """Bytes that they are charged with."""
+        self.flushes: list[Flush] = []
+        """Marks right behind them."""
 
 
 class Backlog:
-    """Encoded events that wait to become a batch, and what makes them due.
+    """Encoded events that wait to become batches, and what makes these due.
 
-    Pure: the time comes in as an argument.
+    They are bundled as they come in, so that taking a batch costs nothing for each of
+    its events. Pure: the time comes in as an argument.
 
     Args:
         settings: what a batch holds at most, and for how long it may wait.
@@ -56,76 +67,71 @@ class Backlog:
         self._most_bytes = settings.batch_bytes - _ENVELOPE
         self._flush_interval = settings.flush_interval
         self._most_waiting = settings.backlog_events
-        self._waiting: deque[Line | Flush] = deque()
-        self._bytes = 0
-        self._urgent = 0
-        self._flushes = 0
+        self._bundles: deque[Bundle] = deque()
+        self._open: Bundle | None = None
+        """The last bundle, while it takes more; there is an event in it."""
+        self._waiting = 0
         self._ended = False
 
     def __len__(self) -> int:
-        return len(self._waiting) - self._flushes
+        return self._waiting
 
-    def add(self, line: Line) -> None:
-        """*line* came in."""
-        self._waiting.append(line)
-        self._bytes += len(line.encoded) + 1
-        self._urgent += line.urgent
+    def add(self, encoded: bytes, size: int, *, urgent: bool, now: float) -> None:
+        """An event came in, charged with *size* bytes."""
+        length = len(encoded) + 1
+        bundle = self._open
+        if bundle is None or bundle.length + length > self._most_bytes:
+            self._close()
+            bundle = self._open = Bundle(now + self._flush_interval)
+            self._bundles.append(bundle)
+        bundle.events.append(encoded)
+        bundle.length += length
+        bundle.size += size
+        self._waiting += 1
+        if urgent:
+            bundle.due_at = _AT_ONCE
+        if len(bundle.events) >= self._most_events:
+            self._close()
 
     def mark(self, flush: Flush) -> None:
         """Everything so far is due, and *flush* belongs behind it."""
-        self._waiting.append(flush)
-        self._flushes += 1
+        self._close()
+        if not self._bundles:
+            self._bundles.append(Bundle(_AT_ONCE))
+        self._bundles[-1].flushes.append(flush)
 
     def end(self) -> None:
         """Nothing more comes in: whatever waits is due."""
+        self._close()
         self._ended = True
+
+    def _close(self) -> None:
+        """Nothing more goes into the last bundle, so that there is nothing to wait for."""
+        if self._open is not None:
+            self._open.due_at = _AT_ONCE
+            self._open = None
 
     @property
     def is_full(self) -> bool:
         """Whether what comes in has to wait."""
-        return len(self._waiting) >= self._most_waiting
+        return self._waiting >= self._most_waiting
 
     @property
     def is_over(self) -> bool:
         """Whether nothing waits and nothing will."""
-        return self._ended and not self._waiting
+        return self._ended and not self._bundles
 
     def due_at(self) -> float:
-        """When the next batch is due, by the clock of the lines; infinity if nothing waits."""
-        if (
-            self._urgent
-            or self._flushes
-            or len(self._waiting) >= self._most_events
-            or self._bytes >= self._most_bytes
-            or (self._ended and self._waiting)
-        ):
-            return float("-inf")
-        if not self._waiting:
-            return float("inf")
-        head = self._waiting[0]
-        assert isinstance(head, Line)  # with a mark in the backlog, all of it is due
-        return head.arrived + self._flush_interval
+        """When the next batch is due, by the clock of *now*; infinity if nothing waits."""
+        return self._bundles[0].due_at if self._bundles else math.inf
 
-    def take(self) -> tuple[list[Line], list[Flush]]:
-        """Take the next batch's lines, and the marks right behind them."""
-        lines: list[Line] = []
-        flushes: list[Flush] = []
-        size = 0
-        waiting = self._waiting
-        while waiting:
-            head = waiting[0]
-            if isinstance(head, Flush):
-                flushes.append(head)
-                self._flushes -= 1
-            else:
-                size += len(head.encoded) + 1
-                if flushes or len(lines) == self._most_events or (lines and size > self._most_bytes):
-                    break
-                lines.append(head)
-                self._bytes -= len(head.encoded) + 1
-                self._urgent -= head.urgent
-            waiting.popleft()
-        return lines, flushes
+    def take(self) -> Bundle:
+        """Take what becomes the next batch; there must be something."""
+        bundle = self._bundles.popleft()
+        if bundle is self._open:
+            self._open = None
+        self._waiting -= len(bundle.events)
+        return bundle
 
 
 async def batch_events(
@@ -156,6 +162,7 @@ async def batch_events(
     """
     backlog = Backlog(settings)
     session_id_json = msgspec.json.encode(context.session_id)
+    stamper = Stamper(session_id_json)
     changed = _Changes()
 
     @trio.lowlevel.enable_ki_protection
@@ -164,11 +171,12 @@ async def batch_events(
             async for entries, flushes in receive:
                 now = trio.current_time()
                 for entry in entries:
-                    line = _line(entry, session_id_json, settings.event_bytes, now)
-                    if isinstance(line, Line):
-                        backlog.add(line)
+                    encoded = entry.encoded or _encoded(entry.event, settings.event_bytes)
+                    if isinstance(encoded, bytes):
+                        line = stamper.stamped(encoded, entry.time)
+                        backlog.add(line, entry.size, urgent=entry.event.urgent, now=now)
                     else:
-                        drop(entry, line)
+                        drop(entry, encoded)
                 for flush in flushes:
                     backlog.mark(flush)
                 changed.tell()
@@ -186,12 +194,12 @@ async def batch_events(
                     with trio.move_on_at(backlog.due_at()):
                         await changed.wait()
                     continue
-                lines, flushes = backlog.take()
+                bundle = backlog.take()
                 changed.tell()
                 losses = ledger.take_losses()
                 time = wall_clock()
                 reports = loss_reports(losses, time, session_id_json)
-                events = [*reports, *(line.encoded for line in lines)]
+                events = [*reports, *bundle.events]
                 await send.send(
                     Batch(
                         key=f"{key_prefix}-{number}",
@@ -199,8 +207,8 @@ async def batch_events(
                         events=len(events),
                         reports=len(reports),
                         losses=losses,
-                        flushes=flushes,
-                        size=sum(line.size for line in lines),
+                        flushes=bundle.flushes,
+                        size=bundle.size,
                     )
                 )
                 number += 1
@@ -257,21 +265,10 @@ def loss_reports(
     ]
 
 
-def _line(
-    entry: Entry, session_id_json: bytes, most_bytes: int, now: float
-) -> Line | DropReason:
-    """The entry as it goes out, or why it cannot."""
-    encoded = entry.encoded
-    if encoded is None:
-        try:
-            encoded = encode(entry.event)
-        except EncodeError:
-            return DropReason.ENCODE_ERROR
-        if len(encoded) > most_bytes:
-            return DropReason.TOO_LARGE
-    return Line(
-        stamped(encoded, timestamp=int(entry.time * 1000), session_id_json=session_id_json),
-        entry.size,
-        entry.event.urgent,
-        now,
-    )
+def _encoded(event: Event, most_bytes: int) -> bytes | DropReason:
+    """The event's JSON form, or why there is none that can go out."""
+    try:
+        encoded = encode(event)
+    except EncodeError:
+        return DropReason.ENCODE_ERROR
+    return DropReason.TOO_LARGE if len(encoded) > most_bytes else encoded

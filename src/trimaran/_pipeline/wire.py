@@ -14,6 +14,7 @@ import msgspec
 __all__ = [
     "INGEST_PATH",
     "Context",
+    "Stamper",
     "body",
     "endpoint_url",
     "halves",
@@ -69,6 +70,31 @@ def stamped(encoded: bytes, *, timestamp: int, session_id_json: bytes) -> bytes:
     *encoded* is a JSON object with at least one member and neither stamp in it.
     """
     return b'{"timestamp":%d,"session_id":%b,' % (timestamp, session_id_json) + encoded[1:]
+
+
+class Stamper:
+    """Puts the stamps of one session into its events, as :func:`stamped` does.
+
+    In a stream many events have one millisecond in common, and so their beginning: it is
+    kept from one to the next.
+    """
+
+    __slots__ = ("_beginning", "_millisecond", "_session_id_json")
+
+    def __init__(self, session_id_json: bytes) -> None:
+        self._session_id_json = session_id_json
+        self._millisecond = -1
+        self._beginning = b""
+
+    def stamped(self, encoded: bytes, time: float) -> bytes:
+        """*encoded* with the session's stamps; *time* in seconds since the epoch."""
+        millisecond = int(time * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._beginning = stamped(
+                b"{", timestamp=millisecond, session_id_json=self._session_id_json
+            )
+        return self._beginning + encoded[1:]
 
 
 def body(context: Context, events: Sequence[bytes], *, timestamp: int) -> bytes:
