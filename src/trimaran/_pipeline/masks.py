@@ -144,7 +144,7 @@ _BEFORE_WORDS = _words("key keys code codes phrase string")
 
 _HARMLESS = _words("null none nil undefined true false")
 _NUMBER = re.compile(r"[+\-]?\d[\d._]*+%?\Z")
-_CLOSING = frozenset("\"'`.)}>]")
+_CLOSING = frozenset("\"'`.:)}>]")
 
 _PEM = re.compile(
     r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----"
@@ -241,7 +241,7 @@ _SHORTEST_SHAPE = 16
 _DIGITS_FIRST = re.compile(r"\d{6,12}:AA[\w\-]{30,}+|1//0[\w\-]{20,}+")  # Telegram, Google
 
 
-_CONTEXT = re.compile(r"[\s:=@/\\%,]")
+_CONTEXT = re.compile(r"[\s:=@/\\%,<]")
 """Without one of these, only the shape of a text can give a secret away."""
 
 _NAME_HINTS = _words(
@@ -261,12 +261,12 @@ def mask_text(text: str, home: str | None = None) -> str:
     *home* is a home directory to mask beside those of the usual form. The text comes back
     as it was where there is nothing to mask, and masking twice is masking once.
     """
-    for _ in range(_MOST_ROUNDS):
-        masked = _mask_once(text, home)
-        if masked == text:
-            break
-        text = masked
-    return text
+    masked = _mask_once(text, home)
+    rounds = 1
+    while masked != text and rounds < _MOST_ROUNDS:
+        text, masked = masked, _mask_once(masked, home)
+        rounds += 1
+    return masked
 
 
 def _mask_once(text: str, home: str | None) -> str:

@@ -40,6 +40,7 @@ _MOST_CLASSES = 256
 _INERT: frozenset[type] = frozenset({int, float, bool, type(None), msgspec.UnsetType})
 """Types of values that hold no text."""
 
+_Event = TypeVar("_Event", bound=Event)
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
@@ -60,7 +61,7 @@ class Redactor:
         self._clean: set[str] = set()
         self._secret_fields: dict[type[msgspec.Struct], dict[str, KeyKind]] = {}
 
-    def redact(self, event: Event) -> Event:
+    def redact(self, event: _Event) -> _Event:
         """*event* itself where nothing had to change, else a masked copy of its class.
 
         Every text in it is masked, in every position: fields, keys, values inside other
