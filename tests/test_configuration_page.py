@@ -54,17 +54,22 @@ def logged() -> Iterator[tuple[str, str]]:
                     pass
 
 
-def test_every_setting_is_on_the_page_with_its_default() -> None:
-    """The table has all fields of `Settings`, in their order, and their defaults."""
-    defaults = {field.name: field.default for field in msgspec.structs.fields(trimaran.Settings)}
+@pytest.mark.parametrize(
+    ("settings", "heading"), [(trimaran.Settings, "Setting"), (trimaran.Spool, "Spool")]
+)
+def test_every_setting_is_on_the_page_with_its_default(
+    settings: type[msgspec.Struct], heading: str
+) -> None:
+    """The table has all fields of the class, in their order, and their defaults."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(settings)}
 
-    documented = {name.strip("`"): value_of(default) for name, default, *_ in rows("Setting")}
+    documented = {name.strip("`"): value_of(default) for name, default, *_ in rows(heading)}
 
     assert list(documented) == list(defaults)
     assert documented == defaults
 
 
-@pytest.mark.parametrize(("name", "default", "unit", "reason"), rows("Setting"))
+@pytest.mark.parametrize(("name", "default", "unit", "reason"), [*rows("Setting"), *rows("Spool")])
 def test_every_setting_has_a_unit_and_a_reason(
     name: str, default: str, unit: str, reason: str
 ) -> None:
