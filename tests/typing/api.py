@@ -17,6 +17,7 @@ import trimaran.structlog
 import trimaran.testing
 
 settings = trimaran.Settings(drain_timeout=1.0, mailbox_policy="drop_newest")
+lasting = trimaran.Settings(spool=trimaran.Spool())
 assert_type(trimaran.__version__, str)
 
 
