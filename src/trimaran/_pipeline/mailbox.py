@@ -360,13 +360,12 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         Raises:
             trio.EndOfChannel: closed, and everything was handed on.
         """
+        await trio.lowlevel.checkpoint()
         while not (self._routine or self._urgent or self._flushes):
             if self._closed:
-                await trio.lowlevel.checkpoint()
                 raise trio.EndOfChannel
             self._reader = trio.Event()
             await self._reader.wait()
-        await trio.lowlevel.checkpoint()
         return self._take()
 
     def _take(self) -> Chunk:
@@ -387,9 +386,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._downstream += sum(entry.size for entry in entries)
         if self._writers:
             self._writers.unpark(count=len(entries))
-        return Chunk(entries, self._reached(entries))
+        return Chunk(entries, self._reached())
 
-    def _reached(self, taken: list[Entry]) -> list[Flush]:
+    def _reached(self) -> list[Flush]:
         """Take the marks that have nothing before them any more."""
         heads = [queue[0].number for queue in (self._routine, self._urgent) if queue]
         first_waiting = min(heads, default=self._last_number + 1)
