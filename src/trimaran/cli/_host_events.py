@@ -51,6 +51,8 @@ class HostEvents:
     ) -> Event:
         """The event of type *name*; *timestamp* in ms since the epoch.
 
+        What every event has (a type, a timestamp, a session) is not among *values*.
+
         Raises:
             UnusableEvent: a name is of no use, or there are too many of them.
         """

@@ -84,12 +84,10 @@ class Source:
 
     Args:
         descriptor: to read from.
-        name: what a person calls it.
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.name = name
         status = os.fstat(descriptor)
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         """Bytes of a file; None for a pipe or a terminal, which end when they end."""
@@ -115,13 +113,13 @@ async def open_source(path: str) -> AsyncGenerator[Source]:
         OSError: it cannot be opened.
     """
     if path == STANDARD_INPUT:
-        yield Source(0, "<stdin>")
+        yield Source(0)
         return
     # In a thread: to open a named pipe waits for its other end.
     descriptor = await trio.to_thread.run_sync(
         os.open, path, os.O_RDONLY | getattr(os, "O_BINARY", 0), abandon_on_cancel=True
     )
     try:
-        yield Source(descriptor, path)
+        yield Source(descriptor)
     finally:
         os.close(descriptor)

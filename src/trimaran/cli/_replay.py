@@ -14,11 +14,19 @@ import trio
 
 from trimaran._account import CredentialsFile
 from trimaran._decision import Tier, switch_name
+from trimaran._pipeline.ledger import Statistics
 from trimaran._settings import Settings
 from trimaran._telemetry import Telemetry, open_telemetry
 from trimaran._transport import Transport
 from trimaran.cli._errors import Failure
-from trimaran.cli._input import LONGEST_LINE, Line, LineSplitter, Source, open_source
+from trimaran.cli._input import (
+    LONGEST_LINE,
+    STANDARD_INPUT,
+    Line,
+    LineSplitter,
+    Source,
+    open_source,
+)
 from trimaran.cli._lines import Bad, Found, LineReader, PassedOver
 from trimaran.cli._progress import Display
 from trimaran.cli._recorded import Books, RecordedSessions
@@ -129,19 +137,21 @@ async def replay(
     if options.url is not None:
         environ[switch_name(options.app, "URL")] = options.url
     account = None if options.credentials is None else CredentialsFile(options.credentials)
-    async with open_source(options.path) as source:
-        async with open_telemetry(
-            options.app,
-            version=options.app_version,
-            account=account,
-            settings=settings,
-            environ=environ,
-            transport=transport,
-        ) as telemetry:
-            _require_enabled(telemetry, options)
-            replaying = _Replay(options, source, display)
-            await replaying.run(telemetry, interrupt)
-        return replaying.outcome()
+    replaying = _Replay(options, display)
+    with interrupt.ends() as scope:
+        async with open_source(options.path) as source:
+            display.expect(source.size)
+            async with open_telemetry(
+                options.app,
+                version=options.app_version,
+                account=account,
+                settings=settings,
+                environ=environ,
+                transport=transport,
+            ) as telemetry:
+                _require_enabled(telemetry, options)
+                await replaying.run(source, telemetry, scope)
+    return replaying.outcome()
 
 
 def _require_enabled(telemetry: Telemetry, options: Options) -> None:
@@ -159,20 +169,20 @@ def _require_enabled(telemetry: Telemetry, options: Options) -> None:
 class _Replay:
     """One run."""
 
-    def __init__(self, options: Options, source: Source, display: Display) -> None:
+    def __init__(self, options: Options, display: Display) -> None:
         self._options = options
-        self._source = source
         self._display = display
-        display.expect(source.size)
         self._reader = LineReader(options.names)
         self._tally = Tally()
         self._sessions: RecordedSessions | None = None
         self._was_read = False
         self._gave_up = False
 
-    async def run(self, telemetry: Telemetry, interrupt: Interrupt) -> None:
-        """Until everything has its fate, a signal comes, or patience ends."""
-        with interrupt.ends() as scope, self._display:
+    async def run(self, source: Source, telemetry: Telemetry, scope: trio.CancelScope) -> None:
+        """Until everything has its fate, or patience ends, which cancels *scope*."""
+        if source.is_terminal:
+            self._display.say("events are read from the terminal; Ctrl-D ends them")
+        with self._display:
             async with trio.open_nursery() as watching:
                 async with trio.open_nursery() as keeping:
                     self._sessions = sessions = RecordedSessions(
@@ -182,25 +192,25 @@ class _Replay:
                         project_id=self._options.project_id,
                     )
                     watching.start_soon(self._watch, sessions, scope, telemetry.decision.url)
-                    await self._read_all(sessions)
+                    await self._read_all(source, sessions)
                     sessions.close()
                 watching.cancel_scope.cancel()
-            self._show(sessions)
+            self._show(sessions.books().total)
 
     def outcome(self) -> Outcome:
         """How it ended; final after the telemetry was left."""
-        assert self._sessions is not None
+        sessions = self._sessions
         return Outcome(
             tally=self._tally,
-            books=self._sessions.books(),
-            made=self._sessions.made,
+            books=Books() if sessions is None else sessions.books(),
+            made=0 if sessions is None else sessions.made,
             gave_up=self._gave_up,
             was_read=self._was_read,
         )
 
-    async def _read_all(self, sessions: RecordedSessions) -> None:
+    async def _read_all(self, source: Source, sessions: RecordedSessions) -> None:
         splitter = LineSplitter()
-        while chunk := await self._source.read():
+        while chunk := await source.read():
             self._tally.bytes += len(chunk)
             for line in splitter.feed(chunk):
                 await self._take(line, sessions)
@@ -228,7 +238,9 @@ class _Replay:
     def _count_bad(self, number: int, reason: str) -> None:
         self._tally.lines += 1
         self._tally.bad += 1
-        self._display.say(f"{self._source.name}, line {number}: {reason}")
+        path = self._options.path
+        where = "standard input" if path == STANDARD_INPUT else path
+        self._display.say(f"{where}, line {number}: {reason}")
 
     async def _watch(
         self, sessions: RecordedSessions, scope: trio.CancelScope, url: str | None
@@ -237,8 +249,8 @@ class _Replay:
         patience = Patience(self._options.timeout)
         while True:
             await trio.sleep(LOOK_INTERVAL)
-            self._show(sessions)
             total = sessions.books().total
+            self._show(total)
             left = patience.look(
                 trio.current_time(),
                 progress=(self._tally.lines, total.delivered, total.dropped_total),
@@ -254,8 +266,7 @@ class _Replay:
             else:
                 self._display.say(f"{wait}; giving up in {left:.0f} s, see --timeout")
 
-    def _show(self, sessions: RecordedSessions) -> None:
-        total = sessions.books().total
+    def _show(self, total: Statistics) -> None:
         self._display.show(
             f"{self._tally.found:,} events read, {total.delivered:,} delivered, "
             f"{total.pending:,} waiting, {total.dropped_total:,} dropped",

@@ -13,7 +13,6 @@ import structlog
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 __all__ = [
     "console",
@@ -31,8 +30,8 @@ read by a program is not folded."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr."""
-    found = Console(stderr=stderr, highlight=False)
+    """A console on stdout or stderr, that takes every text as it is."""
+    found = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not found.is_terminal:
         found.width = _PLAIN_WIDTH
     return found
@@ -40,7 +39,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(where: Console, text: str) -> None:
     """One line as a command speaks: ``trimaran: text``."""
-    where.print(Text(printable(f"trimaran: {text}")), soft_wrap=True)
+    where.print(printable(f"trimaran: {text}"), soft_wrap=True)
 
 
 def leave_line(where: Console) -> None:

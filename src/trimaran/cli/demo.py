@@ -21,9 +21,8 @@ import click
 import msgspec
 import trio
 from rich.console import Console
-from rich.text import Text
 
-from trimaran._decision import switch_name
+from trimaran._decision import opted_out, switch_name
 from trimaran._pipeline.ledger import Statistics
 from trimaran._settings import Settings
 from trimaran._telemetry import open_telemetry
@@ -99,6 +98,8 @@ async def _demo(
     stdout = console()
     root = Path(__file__).parent.parent if path is None else Path(path)
     exit_status: int | None = None
+    if (off := opted_out(APP, os.environ)) is not None:
+        raise Failure(f"there is nothing to see: {off.reason}; unset {off.source} to see it")
     with tempfile.TemporaryDirectory(prefix="trimaran-demo-") as directory:
         workspace = Path(directory)
         async with trio.open_nursery() as nursery:
@@ -114,7 +115,7 @@ async def _demo(
                 _print_books(entries, stdout)
                 exit_status = 0 if all(entry.adds_up for entry in entries) else FAILED
                 if not exits:
-                    stdout.print(Text(f"Look at the events: {receiver.url}/ (Ctrl-C ends)"))
+                    stdout.print(f"Look at the events: {receiver.url}/ (Ctrl-C ends)")
                     await trio.sleep_forever()
             if interrupt.signal is not None:
                 leave_line(stdout)
@@ -147,34 +148,30 @@ def shares(files: Sequence[str], count: int) -> list[Sequence[str]]:
 
 def _print_beginning(root: Path, tasks: Sequence[Review], url: str, stdout: Console) -> None:
     files = sum(len(task.files) for task in tasks)
-    stdout.print(Text(printable(f"{len(tasks)} agents review {files} files in {root}")))
-    stdout.print(Text(f"A receiver listens on {url}"))
+    stdout.print(printable(f"{len(tasks)} agents review {files} files in {root}"), soft_wrap=True)
+    stdout.print(f"A receiver listens on {url}")
 
 
 async def _run_agents(
     tasks: Sequence[Review], root: Path, workspace: Path, url: str, stdout: Console
 ) -> None:
-    """Run them all, and show how far they are, until their last event is delivered.
-
-    Raises:
-        Failure: telemetry is switched off.
-    """
+    """Run them all, and show how far they are, until their last event is delivered."""
     async with trio.open_nursery() as watching:
         with View(tasks, stdout) as view:
             watching.start_soon(view.keep_up)
-            async with open_telemetry(
-                APP,
-                version=__version__,
-                environ={**os.environ, switch_name(APP, "URL"): url},
-                settings=SETTINGS,
-            ) as telemetry:
-                if not telemetry.decision.enabled:
-                    raise Failure(f"there is nothing to see: {telemetry.decision.reason}")
-                async with trio.open_nursery() as agents:
-                    for number, task in enumerate(tasks):
-                        own = workspace / f"agent-{number}"
-                        own.mkdir()
-                        agents.start_soon(review, telemetry, task, Tools(root, task.files, own))
+            async with (
+                open_telemetry(
+                    APP,
+                    version=__version__,
+                    environ={**os.environ, switch_name(APP, "URL"): url},
+                    settings=SETTINGS,
+                ) as telemetry,
+                trio.open_nursery() as agents,
+            ):
+                for number, task in enumerate(tasks):
+                    own = workspace / f"agent-{number}"
+                    own.mkdir()
+                    agents.start_soon(review, telemetry, task, Tools(root, task.files, own))
             watching.cancel_scope.cancel()
 
 

@@ -70,9 +70,9 @@ class View:
             return
         for number, task in enumerate(self._tasks, start=1):
             line = _line(number, task)
-            if self._said.get(number) != line:
+            if task.session is not None and self._said.get(number) != line:
                 self._said[number] = line
-                self._where.print(Text(line))
+                self._where.print(line)
 
     def _table(self) -> Table:
         table = new_table(

@@ -76,7 +76,7 @@ def report(outcome: Outcome, where: Console) -> None:
     """The table at the end."""
     books, tally = outcome.books, outcome.tally
     table = new_table("Session", "Tracked", "Delivered", "Dropped", numbers=3)
-    for session_id, row in books.rows.items():
+    for session_id, row in sorted(books.rows.items()):
         table.add_row(
             printable(session_id), f"{row.tracked:,}", f"{row.delivered:,}", dropped(row.dropped)
         )

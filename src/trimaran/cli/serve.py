@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import click
 import trio
-from rich.text import Text
 
 from trimaran.cli._errors import Failure
 from trimaran.cli._signals import Interrupt, run_interruptible
@@ -106,8 +105,9 @@ async def _serve(
                 max_body=max_body,
             )
             stdout.print(
-                Text(f"Receiving on {receiver.url}, into {printable(str(receiver.database))}"),
-                Text("(Ctrl-C ends)"),
+                f"Receiving on {receiver.url}, into {printable(str(receiver.database))} "
+                "(Ctrl-C ends)",
+                soft_wrap=True,
             )
     leave_line(stdout)
     return 0

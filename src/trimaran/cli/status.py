@@ -14,7 +14,6 @@ from typing import NamedTuple, NoReturn
 
 import click
 import structlog
-from rich.text import Text
 
 from trimaran._account import CredentialsError, CredentialsFile
 from trimaran._decision import Decision, opted_out, switch_name
@@ -121,9 +120,9 @@ def _print(app: str, decision: Decision, found: Sequence[Switch]) -> None:
             *(printable(cell) for cell in switch),
             style="bold" if wins else None,
         )
-    stdout.print(Text(printable(f"Telemetry of {app}: {decision.tier}, {decision.reason}.")))
+    stdout.print(printable(f"Telemetry of {app}: {decision.tier}, {decision.reason}."))
     if decision.url is None:
         stdout.print("Nothing is sent, and nobody is contacted.")
     else:
-        stdout.print(Text(f"Events go to: POST {endpoint_url(decision.url)}"))
+        stdout.print(f"Events go to: POST {endpoint_url(decision.url)}", soft_wrap=True)
     stdout.print(table)
