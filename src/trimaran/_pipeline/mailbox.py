@@ -180,7 +180,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._flushes: deque[Flush] = deque()
         self._outstanding: dict[Flush, None] = {}
         self._reader: trio.Event | None = None
-        self._writers = trio.lowlevel.ParkingLot()
+        self._waiting = 0
+        self._turn = trio.StrictFIFOLock()
+        self._first_in_line = trio.lowlevel.ParkingLot()
         self._closed = False
         self._ended = False
         self._charged = 0
@@ -224,13 +226,22 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             else:
                 ledger.drop(self.full_because)
 
-    def put_if_room(self, event: Event, time: float | None = None) -> bool:
+    def put_if_room(
+        self, event: Event, time: float | None = None, *, in_turn: bool = False
+    ) -> bool:
         """Take *event* unless there is no room for it; nothing is shed for it.
+
+        Args:
+            event: what happened.
+            time: seconds since the epoch; now, if None.
+            in_turn: do not mind others who wait for room.
 
         Returns:
             False where there is no room, and nothing has happened. True else, also for an
             event that cannot be taken at all, which is counted as :meth:`put` does.
         """
+        if self._waiting and not in_turn:
+            return False
         entry = DropReason.CLOSED if self._closed else self._entry(event, time)
         if isinstance(entry, DropReason):
             self._ledger.track()
@@ -244,14 +255,18 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
     async def put_when_room(self, event: Event, time: float | None = None) -> None:
         """Take *event* as soon as there is room; nothing is shed for it.
 
-        Always a point of cancellation; it lets other tasks run only when it waits.
-        A cancel leaves the event untracked.
+        Those who wait get their room in the order in which they came. A checkpoint. A
+        cancel leaves the event untracked.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
         time = self._wall_clock() if time is None else time
-        while not self.put_if_room(event, time):
-            self._budget.await_room(self)
-            await self._writers.park()
+        self._waiting += 1
+        try:
+            async with self._turn:
+                while not self.put_if_room(event, time, in_turn=True):
+                    self._budget.await_room(self)
+                    await self._first_in_line.park()
+        finally:
+            self._waiting -= 1
 
     def flush(self) -> Flush:
         """Put a mark behind everything that was taken so far."""
@@ -272,11 +287,11 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """Take nothing more; what waits is still handed on."""
         self._closed = True
         self._wake_reader()
-        self._writers.unpark_all()
+        self._first_in_line.unpark()
 
     def room_may_have_come(self) -> None:
-        """Let those who wait for room look again."""
-        self._writers.unpark_all()
+        """Let who waits for room look again."""
+        self._first_in_line.unpark()
 
     def _entry(self, event: Event, time: float | None) -> Entry | DropReason:
         """An entry for *event*, or why there cannot be one."""
@@ -384,8 +399,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
                 break
             entries.append(queue.popleft())
         self._downstream += sum(entry.size for entry in entries)
-        if self._writers:
-            self._writers.unpark(count=len(entries))
+        self._first_in_line.unpark()
         return Chunk(entries, self._reached())
 
     def _reached(self) -> list[Flush]:
