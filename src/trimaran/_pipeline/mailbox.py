@@ -170,7 +170,8 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
     ) -> None:
         self._capacity = settings.mailbox_events
         self._sheds_oldest = settings.mailbox_policy == "drop_oldest"
-        self._event_bytes = settings.event_bytes
+        # What could never have room is too large, or it would be waited with for ever.
+        self._event_bytes = min(settings.event_bytes, budget.limit - ENTRY_OVERHEAD)
         self._ledger = ledger
         self._budget = budget
         self._wall_clock = wall_clock
@@ -301,17 +302,16 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         if event.timestamp is not UNSET or event.session_id is not UNSET:
             event, time = _unstamped(event, time)
         encoded = encode_fast(event)
-        size = ENTRY_OVERHEAD + (rough_size(event) if encoded is None else len(encoded))
+        size = rough_size(event) if encoded is None else len(encoded)
         if size > self._event_bytes:
             event = _shortened(event)
             encoded = encode_fast(event)
-            size = ENTRY_OVERHEAD + (rough_size(event) if encoded is None else len(encoded))
+            size = rough_size(event) if encoded is None else len(encoded)
             if size > self._event_bytes:
                 return DropReason.TOO_LARGE
         self._last_number = number = self._last_number + 1
-        return Entry(
-            number, self._wall_clock() if time is None else time, event, encoded, size
-        )
+        time = self._wall_clock() if time is None else time
+        return Entry(number, time, event, encoded, ENTRY_OVERHEAD + size)
 
     def _append(self, entry: Entry, *, always: bool = False) -> bool:
         """Let *entry* wait where there is room for it, or must be; says whether it does."""
