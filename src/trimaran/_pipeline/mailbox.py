@@ -35,8 +35,9 @@ ERROR_TEXT_WINDOW = 4096
 """Characters of an error's text that are kept of an event that is too large. It is cut
 at 500 in the end, after masking; the rest is there so that no secret is cut in half."""
 
-MOST_MILLISECONDS = 1 << 53
-"""A timestamp past this is no time; it is 285,000 years, and what a double holds exactly."""
+MOST_MILLISECONDS = 1 << 51
+"""A timestamp past this is no time; it is 71,000 years, and up to it a count of milliseconds
+can be turned to seconds and back."""
 
 _CHUNK = 200
 """Entries handed on at once at most, so that the collector lets others run."""
@@ -297,7 +298,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
     def _entry(self, event: Event, time: float | None) -> Entry | DropReason:
         """An entry for *event*, or why there cannot be one."""
         # Not isinstance(): that asks the value for its __class__, which may be anybody's code.
-        if not issubclass(type(event), Event):
+        if not issubclass(type(event), Event):  # pyright: ignore[reportUnnecessaryIsInstance] - any caller
             return DropReason.ENCODE_ERROR
         if event.timestamp is not UNSET or event.session_id is not UNSET:
             event, time = _unstamped(event, time)
@@ -423,6 +424,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         Its bytes, here and downstream, are free again; the books are the caller's.
         """
         self._ended = True
+        self.peak = max(self.peak, len(self))
         self.close()
         self._budget.release(self._charged)
         self._budget.leave(self)
@@ -443,7 +445,8 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
 def _unstamped(event: Event, time: float | None) -> tuple[Event, float | None]:
     """*event* without stamps of its own; its timestamp (ms) becomes the time (s)."""
     stamp = event.timestamp
-    if isinstance(stamp, (int, float)) and 0 <= stamp < MOST_MILLISECONDS:
+    # Its very type, since a subclass may compare and divide by code of its own.
+    if (type(stamp) is int or type(stamp) is float) and 0 <= stamp < MOST_MILLISECONDS:
         time = stamp / 1000
     return msgspec.structs.replace(event, timestamp=UNSET, session_id=UNSET), time
 
@@ -453,6 +456,6 @@ def _shortened(event: Event) -> Event:
     cut: dict[str, object] = {}
     for name in event.cut_fields:
         text = getattr(event, name, None)
-        if isinstance(text, str) and len(text) > ERROR_TEXT_WINDOW:
+        if type(text) is str and len(text) > ERROR_TEXT_WINDOW:
             cut[name] = text[:ERROR_TEXT_WINDOW]
     return msgspec.structs.replace(event, **cut) if cut else event
