@@ -70,7 +70,11 @@ class Inbox:
         """Move everything into the mailbox and the books; on the session's thread."""
         with self._lock:
             while self._events:
-                self._mailbox.put(*self._events.popleft())
+                event, time = self._events.popleft()
+                try:
+                    self._mailbox.put(event, time)
+                except Exception:  # noqa: BLE001 - raised here, it would end the whole trio run
+                    self._ledger.drop(DropReason.BUG)
             while self._refused:
                 reason, count = self._refused.popitem()
                 self._ledger.track(count)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import trio
+import trio.testing
+
+import trimaran
+from trimaran import DropReason, Settings
+from trimaran._pipeline.inbox import Inbox
+from trimaran._pipeline.ledger import Ledger
+from trimaran._pipeline.mailbox import Mailbox, MemoryBudget
+
+THREADS = 8
+EACH = 2000
+
+
+class Mark(trimaran.Event, frozen=True):
+    """An event that says which thread left it, and as which of its own."""
+
+    thread: int = 0
+    number: int = 0
+
+
+class Broken(trimaran.Event, frozen=True):
+    """An event of a class that fails where it should say whether it is urgent."""
+
+    urgent: ClassVar[Any] = type("Never", (), {"__bool__": lambda _self: 1 / 0})()
+
+
+class Side:
+    """A session's inbox, mailbox and books."""
+
+    def __init__(self, *, capacity: int = 100_000) -> None:
+        self.ledger = Ledger()
+        self.mailbox = Mailbox(
+            Settings(mailbox_events=100_000),
+            ledger=self.ledger,
+            budget=MemoryBudget(1 << 40),
+            wall_clock=lambda: 0.0,
+        )
+        self.inbox = Inbox(
+            trio.lowlevel.current_trio_token(),
+            mailbox=self.mailbox,
+            ledger=self.ledger,
+            capacity=capacity,
+        )
+
+    def leaves(self, *events: trimaran.Event, times: int = 1) -> Callable[[int], None]:
+        """What a thread does that leaves *events* here, a number of *times*."""
+
+        def leave(_thread: int) -> None:
+            for _ in range(times):
+                for event in events:
+                    self.inbox.put(event, 0.0)
+
+        return leave
+
+    async def marks(self) -> list[Mark]:
+        """What came into the mailbox, to the end of it."""
+        self.mailbox.close()
+        return [
+            entry.event
+            async for chunk in self.mailbox
+            for entry in chunk.entries
+            if isinstance(entry.event, Mark)
+        ]
+
+
+def in_threads(count: int, leave: Callable[[int], object]) -> None:
+    """Run ``leave(0)``, ``leave(1)``... in threads of the host's own, at the same time."""
+    barrier = threading.Barrier(count)
+
+    def run(thread: int) -> None:
+        barrier.wait()
+        leave(thread)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+async def in_other_threads(count: int, leave: Callable[[int], object]) -> None:
+    """The same, while trio goes on."""
+    await trio.to_thread.run_sync(in_threads, count, leave)
+
+
+async def until_empty(side: Side) -> None:
+    """Let what was left come over; trio's own queue of callbacks is behind nothing else."""
+    done = trio.Event()
+    trio.lowlevel.current_trio_token().run_sync_soon(done.set)
+    await done.wait()
+    assert side.inbox.counts() == (0, {})
+
+
+async def test_an_event_comes_over_by_itself() -> None:
+    """Nobody has to ask for it; its time is the one at which it was tracked."""
+    side = Side()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_other_threads, 1, lambda _: side.inbox.put(Mark(number=7), 5.0))
+        [entry] = (await side.mailbox.receive()).entries
+
+    assert (entry.event, entry.time) == (Mark(number=7), 5.0)
+    assert (side.ledger.tracked, side.ledger.pending) == (1, 1)
+
+
+async def test_threads_under_load_lose_nothing() -> None:
+    """Every event of every thread is there once, in its thread's order, and so are the books."""
+    side = Side()
+
+    def leave(thread: int) -> None:
+        for number in range(EACH):
+            side.inbox.put(Mark(thread=thread, number=number), 0.0)
+
+    await in_other_threads(THREADS, leave)
+    await until_empty(side)
+    assert (side.ledger.tracked, side.ledger.pending) == (THREADS * EACH, THREADS * EACH)
+
+    marks = await side.marks()
+    for thread in range(THREADS):
+        numbers = [mark.number for mark in marks if mark.thread == thread]
+        assert numbers == list(range(EACH))
+
+
+async def test_the_sessions_thread_goes_on_meanwhile() -> None:
+    """Its own events mix with those of others, and none gets lost or counted twice."""
+    side = Side()
+    is_over = threading.Event()
+
+    def leave(thread: int) -> None:
+        for number in range(EACH):
+            side.inbox.put(Mark(thread=thread, number=number), 0.0)
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def others() -> None:
+            await in_other_threads(THREADS, leave)
+            is_over.set()
+
+        own = 0
+        while not is_over.is_set() or own < EACH:
+            side.mailbox.put(Mark(thread=-1, number=own))
+            own += 1
+            side.inbox.empty()
+            await trio.lowlevel.checkpoint()
+
+    await until_empty(side)
+    assert side.ledger.tracked == own + THREADS * EACH
+    dropped = side.ledger.dropped.get(DropReason.MAILBOX_FULL, 0)
+    assert len(await side.marks()) == side.ledger.tracked - dropped
+
+
+async def test_it_is_bounded() -> None:
+    """While the session's thread does not come by, what is too much is refused and counted."""
+    side = Side(capacity=10)
+
+    in_threads(4, side.leaves(Mark(), times=25))
+    assert side.inbox.counts() == (10, {DropReason.MAILBOX_FULL: 90})
+    assert side.ledger.tracked == 0  # written by the session's thread alone
+
+    side.inbox.empty()
+    assert side.inbox.counts() == (0, {})
+    assert (side.ledger.tracked, side.ledger.pending) == (100, 10)
+    assert side.ledger.dropped == {DropReason.MAILBOX_FULL: 90}
+
+
+async def test_after_the_end_events_are_closed_out() -> None:
+    """Those that waited and those that come later; the books have them when trio goes on."""
+    side = Side()
+    in_threads(1, side.leaves(Mark(), times=3))
+
+    side.inbox.end()
+    assert side.inbox.counts() == (0, {DropReason.CLOSED: 3})
+    in_threads(2, side.leaves(Mark(), times=5))
+    assert side.inbox.counts() == (0, {DropReason.CLOSED: 13})
+
+    await until_empty(side)
+    assert (side.ledger.tracked, side.ledger.dropped) == (13, {DropReason.CLOSED: 13})
+
+
+async def test_the_mailbox_decides_what_it_takes() -> None:
+    """An event of another thread is shed, refused or too large like any other."""
+    side = Side()
+    side.mailbox.close()
+
+    in_threads(1, side.leaves(Mark()))
+    await until_empty(side)
+
+    assert side.ledger.dropped == {DropReason.CLOSED: 1}
+
+
+def test_after_the_run_is_over_events_are_closed_out() -> None:
+    """A thread that outlives trio hurts nobody; whoever asks for numbers finds them here."""
+
+    async def open_side() -> Side:
+        return Side()
+
+    side = trio.run(open_side)
+
+    in_threads(THREADS, side.leaves(Mark(), times=100))
+
+    assert side.inbox.counts() == (0, {DropReason.CLOSED: THREADS * 100})
+    assert side.ledger.tracked == 0
+
+
+def test_events_around_the_end_of_the_run_are_counted_once() -> None:
+    """Before it or after it: each is in the books or still here, and closed out."""
+
+    async def leave_one() -> Side:
+        side = Side()
+        in_threads(1, side.leaves(Mark()))
+        side.inbox.end()
+        return side
+
+    side = trio.run(leave_one)
+    side.inbox.put(Mark(), 0.0)
+
+    waiting, refused = side.inbox.counts()
+    assert (waiting, side.ledger.pending) == (0, 0)
+    assert refused[DropReason.CLOSED] + side.ledger.dropped[DropReason.CLOSED] == 2
+
+
+async def test_a_thread_that_is_in_the_middle_of_it_may_come_in_again() -> None:
+    """A finalizer that logs may run wherever memory is allocated, here too."""
+    side = Side()
+    again = [Mark(number=2)]
+
+    def put(event: Mark, time: float) -> None:
+        side.ledger.track()
+        if again:
+            side.inbox.put(again.pop(), time)
+
+    side.mailbox.put = put  # type: ignore[assignment, method-assign]  # a finalizer at its worst
+    side.inbox.put(Mark(number=1), 0.0)
+
+    side.inbox.empty()
+
+    assert (side.ledger.tracked, side.inbox.counts()) == (2, (0, {}))
+
+
+@pytest.mark.parametrize("event", [Broken(), object()])
+async def test_a_thread_cannot_bring_the_run_down(event: Any) -> None:
+    """Whatever is left here, trio's own loop does not see it fail, and what is behind it arrives."""
+    side = Side()
+
+    in_threads(1, side.leaves(event, Mark()))
+    await until_empty(side)
+
+    assert sum(side.ledger.dropped.values()) == 1
+    assert (side.ledger.tracked, side.ledger.pending) == (2, 1)
+    assert await side.marks() == [Mark()]
+
+
+async def test_counts_never_miss_an_event() -> None:
+    """Whenever somebody looks, what is outside of the books and inside adds up."""
+    side = Side(capacity=50)
+    total = 4 * 500
+    seen: list[int] = []
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_other_threads, 4, side.leaves(Mark(), times=500))
+        while not seen or seen[-1] < total:
+            waiting, refused = side.inbox.counts()
+            seen.append(side.ledger.tracked + waiting + sum(refused.values()))
+            await trio.lowlevel.checkpoint()
+
+    assert seen == sorted(seen)
+    assert side.ledger.tracked == side.ledger.pending + sum(side.ledger.dropped.values())
