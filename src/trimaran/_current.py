@@ -6,7 +6,7 @@ Does not know: what a session is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ current: ContextVar[Session | None] = ContextVar("trimaran_session", default=Non
 
 
 @contextmanager
-def outside_sessions() -> Iterator[None]:
+def outside_sessions() -> Generator[None]:
     """Run a block as if no session were open: what it logs is no event of a session."""
     token = current.set(None)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from trimaran._current import outside_sessions
@@ -72,11 +73,8 @@ class Diagnostics:
     def _log(self, level: str, line: str, repeated: int, facts: dict[str, object]) -> None:
         if repeated:
             facts = {**facts, "repeated": repeated}
-        with outside_sessions():
-            try:
-                getattr(_logger(), level)(line, **facts)
-            except Exception:  # noqa: BLE001, S110 - see warn()
-                pass
+        with outside_sessions(), suppress(Exception):  # see warn()
+            getattr(_logger(), level)(line, **facts)
 
 
 def _logger() -> Any:  # noqa: ANN401 - structlog's own type for a bound logger
