@@ -1,28 +1,49 @@
-"""A whole telemetry in a world made of one seed: sessions, endpoint, cancellations, time.
+"""A whole telemetry in a world made of one seed: sessions, endpoint, disk, crashes, time.
 
-In: a seed. Out: what the sessions say became of their events, and what the endpoint got.
-The books are checked after every single step of every task.
+In: a seed. Out: what the sessions say became of their events, what the endpoint got, what
+is on disk. The books are checked after every single step of every task.
+
+A world has one endpoint, one disk and several lives of one process. A life ends by itself,
+or in a crash: from that moment on nothing of it reaches the network or the disk, and the
+kernel closes its files. The last life is healthy and has time.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import pathlib
+import sqlite3
+import sys
+import tempfile
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import msgspec
+import structlog
 import trio
 import trio.testing
 
 import trimaran
+from trimaran._spool.file import SpoolFile
+from trimaran._spool.values import SpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DRAIN = 2.0
+SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
+"""Where the disks of many worlds cost no disk."""
 ENVIRON = {"SIM_TELEMETRY_URL": "https://endpoint.test"}
 STATUSES = [200, 200, 200, 200, 200, 207, 301, 400, 401, 403, 413, 429, 500, 503]
+
+
+class Crash(Exception):
+    """The process is killed."""
 
 
 class ChecksBooks(trio.abc.Instrument):
@@ -31,12 +52,15 @@ class ChecksBooks(trio.abc.Instrument):
     def __init__(self, sessions: list[trimaran.Session]) -> None:
         self._sessions = sessions
         self.checked = 0
+        self.wrong: list[trimaran.Statistics] = []
+        """Books that did not add up; trio swallows what an instrument raises."""
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         for session in self._sessions:
             books = session.statistics()
-            assert books.tracked == books.delivered + books.dropped_total + books.pending, books
-            assert books.pending >= 0, books
+            adds_up = books.tracked == books.delivered + books.dropped_total + books.pending
+            if not adds_up or not 0 <= books.spooled <= books.pending:
+                self.wrong.append(books)
             self.checked += 1
 
 
@@ -45,18 +69,22 @@ class SimulatedEndpoint:
     """An endpoint and the network before it; both do whatever the seed says."""
 
     random: Random
-    trouble: float
+    trouble: float = 0.0
     """How likely an attempt is to meet with something else than success."""
-    withdrawn: Callable[[], bool]
+    is_withdrawn: Callable[[], bool] = lambda: False
+    is_dead: Callable[[], bool] = lambda: False
     taken: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     """Events by idempotency key, as the endpoint took them, answered or not."""
-    confirmed: set[str] = field(default_factory=set)
-    """Keys that were answered with success, whether or not the answer was heard."""
     refused: dict[str, set[int]] = field(default_factory=dict)
+    """Indexes that an answer named as bad, by key."""
+    turned_away: set[str] = field(default_factory=set)
+    """Keys that were answered with a lasting refusal, or taken apart."""
     attempts: int = 0
 
     async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
-        assert not self.withdrawn(), "a request after consent was withdrawn"
+        if self.is_dead():
+            await trio.sleep_forever()
+        assert not self.is_withdrawn(), "a request after consent was withdrawn"
         self.attempts += 1
         random = self.random
         await trio.sleep(random.choice([0, 0, 0.001, 0.1, 3]))
@@ -75,6 +103,8 @@ class SimulatedEndpoint:
             status = 503  # what was small enough once is so for ever
         if status in {200, 207}:
             return self._take(request, status)
+        if status in {301, 400, 401, 403, 413}:
+            self.turned_away.add(request.headers["idempotency-key"])
         return trimaran.Answer(status, retry_after=random.choice([None, "1", "999999", "soon"]))
 
     def _take(self, request: trimaran.Request, status: int) -> trimaran.Answer:
@@ -83,7 +113,6 @@ class SimulatedEndpoint:
         assert {event["session_id"] for event in batch["events"]} <= {batch["session_id"]}
         events = batch["events"]
         assert self.taken.setdefault(key, events) == events, "one key, two batches"
-        self.confirmed.add(key)
         refused: set[int] = set()
         if status == 207:
             refused = {index for index in range(len(events)) if self.random.random() < 0.2}
@@ -95,18 +124,64 @@ class SimulatedEndpoint:
         await trio.lowlevel.checkpoint()
 
 
+class SimulatedDisk:
+    """Runs the spool's work on a real file, at once, unless the seed or a crash forbids it."""
+
+    def __init__(self, random: Random, trouble: float, is_dead: Callable[[], bool]) -> None:
+        self._random = random
+        self._trouble = trouble
+        self._is_dead = is_dead
+        self._busy = trio.Lock()
+
+    async def __call__(self, call: Callable[[], Any], /) -> Any:
+        async with self._busy:
+            return await self._run(call)
+
+    async def _run(self, call: Callable[[], Any]) -> Any:
+        await trio.sleep(self._random.choice([0, 0, 0.01, 0.5]))
+        if self._is_dead():
+            await trio.sleep_forever()
+        if self._random.random() < self._trouble:
+            if self._random.random() < 0.5:
+                call()
+            raise SpoolError("the disk failed")
+        result = call()
+        await trio.sleep(self._random.choice([0, 0, 0.1]))
+        if self._is_dead():
+            await trio.sleep_forever()
+        return result
+
+
 @dataclass
-class Outcome:
-    """What a run left behind."""
+class World:
+    """What outlives a process."""
 
-    sessions: list[trimaran.Session]
+    random: Random
     endpoint: SimulatedEndpoint
-    drained_for: float
-    checked: int
+    directory: pathlib.Path | None
+    """Where the spool lies; None in a world without one."""
+    has_room: bool = True
+    """Whether the disk has room for everything."""
+    disk_trouble: float = 0.0
+    """How likely the disk is to fail at something."""
+    sessions: list[trimaran.Session] = field(default_factory=list)
+    """Of all lives, as they were left."""
+    safe: set[str] = field(default_factory=set)
+    """Keys that were on disk when a process was killed."""
+    checked: int = 0
+    drained_for: list[float] = field(default_factory=list)
+
+    def on_disk(self) -> list[tuple[str, int]]:
+        """Keys and numbers of events in the spool."""
+        if self.directory is None or not (self.directory / "spool.db").exists():
+            return []
+        with closing(sqlite3.connect(self.directory / "spool.db")) as database:
+            return database.execute("SELECT key, events - reports FROM batches").fetchall()
 
 
-def settings_of(random: Random) -> trimaran.Settings:
+def settings_of(world: World) -> trimaran.Settings:
     """Limits small enough to be met often."""
+    random = world.random
     return trimaran.Settings(
         mailbox_events=random.choice([3, 20, 20_000]),
         mailbox_policy=random.choice(["drop_oldest", "drop_newest"]),
@@ -116,39 +191,72 @@ def settings_of(random: Random) -> trimaran.Settings:
         event_bytes=4_000,
         memory_bytes=random.choice([8_000, 64 * 1024 * 1024]),
         flush_interval=random.choice([0.01, 1.0, 5.0]),
-        retry_timeout=random.choice([1.0, 20.0, 600.0]),
+        retry_timeout=random.choice([1.0, 20.0, 3600.0]),
         max_requests=random.choice([1, 16]),
         drain_timeout=DRAIN,
         strict=True,
+        spool=spool_of(world),
     )
 
 
-def simulate(seed: int) -> Outcome:
-    """Run the world of *seed* to its end."""
+def spool_of(world: World) -> trimaran.Spool | bool:
+    """The world's spool, sometimes with little room."""
+    if world.directory is None:
+        return False
+    return trimaran.Spool(
+        directory=str(world.directory),
+        most_bytes=10_000_000 if world.has_room else 3_000,
+        survives=world.random.choice(["kill", "power_loss"]),
+    )
+
+
+def simulate(seed: int, directory: pathlib.Path | None = None) -> World:
+    """Run the world of *seed* to its end; with a *directory* it has a disk, and crashes."""
     random = Random(seed)
+    world = World(random, SimulatedEndpoint(random), directory)
+    lives = 1
+    if directory is not None:
+        lives = random.choice([1, 2, 3])
+        world.has_room = random.random() < 0.7
+        world.disk_trouble = random.choice([0.0, 0.0, 0.1])
+    for number in range(lives):
+        live(world, seed + number)
+    if directory is not None:
+        live_healthily(world, seed)
+    return world
+
+
+def live(world: World, seed: int) -> None:
+    """One life of the process, with everything that may happen in it."""
+    random = world.random
     environ = dict(ENVIRON)
-    endpoint = SimulatedEndpoint(
-        random, random.choice([0.0, 0.2, 0.9]), lambda: "DO_NOT_TRACK" in environ
-    )
     sessions: list[trimaran.Session] = []
     instrument = ChecksBooks(sessions)
-    left = math.nan
-    ended = math.nan
+    left = ended = math.nan
+    dead = False
+    telemetry: trimaran.Telemetry | None = None
+    endpoint = world.endpoint
+    endpoint.trouble = random.choice([0.0, 0.2, 0.9, 1.0])
+    endpoint.is_withdrawn = lambda: "DO_NOT_TRACK" in environ
+    endpoint.is_dead = lambda: dead
+    disk = SimulatedDisk(random, world.disk_trouble, lambda: dead)
 
-    async def agent(telemetry: trimaran.Telemetry, name: int) -> None:
+    async def agent(name: int) -> None:
+        assert telemetry is not None
         await trio.sleep(random.choice([0, 0.01, 2]))
         with trio.move_on_after(random.choice([0.0, 0.5, 5, 60])):
-            async with telemetry.session(session_id=f"s{name}") as session:
+            async with telemetry.session(session_id=f"s{seed}.{name}") as session:
                 sessions.append(session)
                 for number in range(random.choice([0, 3, 30])):
                     await act(session, name, number)
 
     async def act(session: trimaran.Session, name: int, number: int) -> None:
+        event = trimaran.Command(command_name=f"{seed}.{name}:{number}")
         match random.randrange(9):
             case 0 | 1 | 2:
-                session.track(trimaran.Command(command_name=f"{name}:{number}"))
+                session.track(event)
             case 3:
-                await session.send(trimaran.Command(command_name=f"{name}:{number}"))
+                await session.send(event)
             case 4:
                 session.error("sometimes")
             case 5:
@@ -161,22 +269,39 @@ def simulate(seed: int) -> Outcome:
             case _:
                 await trio.sleep(random.choice([0, 0.01, 1, 7]))
 
+    async def crash_at_some_time(scope: trio.CancelScope) -> None:
+        nonlocal dead
+        await trio.sleep(random.choice([0, 0.05, 1, 3, 10]))
+        dead = True
+        on_disk = dict(world.on_disk())
+        world.safe |= on_disk.keys()
+        said = sum(session.statistics().spooled for session in sessions)
+        assert telemetry is not None
+        said += telemetry.leftovers().spooled
+        assert said <= sum(on_disk.values()) or not world.has_room, "called safe, but not on disk"
+        world.sessions += [Frozen(session.id, session.statistics()) for session in sessions]
+        sessions.clear()
+        scope.cancel()
+
     async def main() -> None:
-        nonlocal left, ended
-        with trio.move_on_after(random.choice([0.0, 0.3, 4, 40, 400])):
+        nonlocal left, ended, telemetry
+        with trio.move_on_after(random.choice([0.0, 0.3, 4, 40, 400])) as scope:
             async with trimaran.open_telemetry(
                 "sim",
                 environ=environ,
                 transport=endpoint,
-                settings=settings_of(random),
+                settings=settings_of(world),
                 random=random,
                 wall_clock=lambda: 1_700_000_000 + trio.current_time(),
                 new_id=lambda: f"{random.getrandbits(64):016x}",
+                run_blocking=disk,
             ) as telemetry:
                 try:
                     async with trio.open_nursery() as nursery:
+                        if world.directory is not None and random.random() < 0.5:
+                            nursery.start_soon(crash_at_some_time, scope)
                         for name in range(random.choice([1, 2, 6])):
-                            nursery.start_soon(agent, telemetry, name)
+                            nursery.start_soon(agent, name)
                         if random.random() < 0.1:
                             await trio.sleep(random.choice([0, 0.5, 3]))
                             environ["DO_NOT_TRACK"] = "1"
@@ -184,31 +309,105 @@ def simulate(seed: int) -> Outcome:
                     left = trio.current_time()
         ended = trio.current_time()
 
+    with files_of_a_process():
+        in_a_seeded_run(main, seed, instrument)
+    assert instrument.wrong == [], instrument.wrong[0]
+    world.checked += instrument.checked
+    world.drained_for.append(0.0 if math.isnan(left) else ended - left)
+    world.sessions += [Frozen(session.id, session.statistics()) for session in sessions]
+    if telemetry is not None and not dead:
+        said = sum(session.statistics().spooled for session in sessions)
+        said += telemetry.leftovers().spooled
+        assert said <= sum(dict(world.on_disk()).values()), "called safe, but not on disk"
+        world.safe |= dict(world.on_disk()).keys()
+
+
+def live_healthily(world: World, seed: int) -> None:
+    """The last life: it finds what is left, and has a healthy endpoint and time."""
+    endpoint = world.endpoint
+    endpoint.trouble = 0.0
+    endpoint.is_withdrawn = endpoint.is_dead = lambda: False
+    disk = SimulatedDisk(world.random, 0.0, lambda: False)
+    left = dict(world.on_disk())
+
+    async def main() -> None:
+        async with trimaran.open_telemetry(
+            "sim",
+            environ=ENVIRON,
+            transport=endpoint,
+            settings=trimaran.Settings(
+                strict=True, spool=trimaran.Spool(directory=str(world.directory))
+            ),
+            wall_clock=lambda: 1_700_000_000 + trio.current_time(),
+            new_id=lambda: "last",
+            run_blocking=disk,
+        ) as telemetry:
+            await trio.sleep(10_000)
+        books = telemetry.leftovers()
+        assert books.tracked == books.delivered == sum(left.values()), books
+
+    in_a_seeded_run(main, seed)
+    assert world.on_disk() == []
+    assert left.keys() <= endpoint.taken.keys()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A session as it was left."""
+
+    id: str
+    books: trimaran.Statistics
+
+    def statistics(self) -> trimaran.Statistics:
+        """The books at that moment."""
+        return self.books
+
+
+@contextmanager
+def files_of_a_process() -> Iterator[None]:
+    """What the kernel does to the files of a process that is gone: it closes them, no more."""
+    opened: list[Any] = []
+
+    class Remembered(SpoolFile):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            opened.append(self)
+
+    with mock.patch("trimaran._spool.file.SpoolFile", Remembered):
+        yield
+    for file in opened:
+        if file._database is not None:  # noqa: SLF001
+            file._database.close()  # noqa: SLF001
+        if file._lock is not None:  # noqa: SLF001
+            file._lock.release(remove=False)  # noqa: SLF001
+
+
+def in_a_seeded_run(
+    main: Callable[[], Any], seed: int, *instruments: trio.abc.Instrument
+) -> None:
+    """Run *main* under a virtual clock, with tasks ordered by the seed."""
     # What orders tasks that can run at the same time; pytest-trio reaches for it in the same way.
     run: Any = trio._core._run  # type: ignore[attr-defined]  # noqa: SLF001
-    state, deterministic = run._r.getstate(), run._ALLOW_DETERMINISTIC_SCHEDULING
-    run._r.seed(seed)
-    run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    state, deterministic = run._r.getstate(), run._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
+    run._r.seed(seed)  # noqa: SLF001
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
     try:
         trio.run(
             main,
             clock=trio.testing.MockClock(autojump_threshold=0),
-            instruments=[instrument],
+            instruments=list(instruments),
         )
     finally:
-        run._r.setstate(state)
-        run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic
-    drained_for = 0.0 if math.isnan(left) else ended - left
-    return Outcome(sessions, endpoint, drained_for, instrument.checked)
+        run._r.setstate(state)  # noqa: SLF001
+        run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic  # noqa: SLF001
 
 
-def check(outcome: Outcome) -> None:
+def check(world: World) -> None:
     """What must hold at the end of any world."""
-    assert outcome.drained_for <= DRAIN + 1e-6, "nothing lasts past its deadline"
-    endpoint = outcome.endpoint
-    for session in outcome.sessions:
+    assert all(seconds <= DRAIN + 0.2 for seconds in world.drained_for), "past its deadline"
+    endpoint = world.endpoint
+    for session in world.sessions:
         books = session.statistics()
-        assert books.pending == 0, books
         assert "bug" not in books.dropped, books
         confirmed = 0
         last_number = -1
@@ -220,8 +419,52 @@ def check(outcome: Outcome) -> None:
                 if name:
                     owner, number = name.split(":")
                     assert f"s{owner}" == session.id, "delivered to another session"
-                    assert int(number) > last_number, "out of order"
+                    # A batch that the disk would not give back is left for a later life.
+                    assert int(number) > last_number or world.disk_trouble, "out of order"
                     last_number = int(number)
                 is_report = str(event.get("error_name", "")).startswith("Telemetry")
                 confirmed += not is_report and index not in endpoint.refused[key]
         assert books.delivered <= confirmed, (books, confirmed)
+        if world.directory is None:
+            assert books.pending == 0, books
+
+
+def failure_of(seed: int) -> str | None:
+    """What is wrong with the world of *seed*, with a disk and without; None if nothing is."""
+    # Thousands of worlds would print thousands of lines of the library's own.
+    structlog.configure(processors=[_drop_line])
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as directory:
+        for disk in (None, pathlib.Path(directory) / "spool"):
+            try:
+                check(simulate(seed, disk))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the seed is wanted
+                return f"seed {seed}, {'with' if disk else 'without'} a disk: {error!r}"
+    return None
+
+
+def _drop_line(*_arguments: object) -> Any:
+    raise structlog.DropEvent
+
+
+def main(arguments: list[str]) -> int:
+    """``python tests/simulation.py COUNT [FIRST]``: so many worlds, from the first seed on."""
+    count = int(arguments[0]) if arguments else 1000
+    first = int(arguments[1]) if len(arguments) > 1 else random_seed()
+    print(f"seeds {first} to {first + count - 1}")
+    failures = 0
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        for failure in pool.imap_unordered(failure_of, range(first, first + count), chunksize=50):
+            if failure is not None:
+                failures += 1
+                print(failure)
+    print(f"{count - failures} passed, {failures} failed")
+    return 1 if failures else 0
+
+
+def random_seed() -> int:
+    """Where to begin when nobody says."""
+    return int.from_bytes(os.urandom(4))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -72,7 +72,7 @@ def open_spooled(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[tr
 def spooled_rows(tmp_path: Path) -> list[tuple[str, bytes]]:
     """Keys and bodies on disk."""
     with sqlite3.connect(tmp_path / "state" / "spool.db") as database:
-        rows = database.execute("SELECT key, body FROM batches ORDER BY id").fetchall()
+        rows = database.execute("SELECT key, body FROM batches ORDER BY position, key").fetchall()
     database.close()
     return rows
 

@@ -102,6 +102,10 @@ class Sender:
             self._ledger.give_back_losses(batch.losses)
         self._ledger.batches += 1
         self._settled(batch.size)
+        await self._remove(batch)
+
+    async def _remove(self, batch: Batch) -> None:
+        """Take a batch whose fate is known off the disk, if it is there."""
         if self._keeper is not None and batch.kept is not None:
             await self._keeper.remove(batch)
 
@@ -121,14 +125,17 @@ class Sender:
         failures = 0
         while True:
             answer = None
+            is_withdrawn = False
             with trio.move_on_at(give_up_at):
                 try:
                     answer = await self._attempt(request, is_repeated=failures > 0)
                 except ConsentWithdrawn:
-                    arrived = self._drop(batch, DropReason.CONSENT_WITHDRAWN)
-                    if self._keeper is not None:
-                        await self._keeper.withdraw()
-                    return arrived
+                    is_withdrawn = True
+            if is_withdrawn:
+                arrived = self._drop(batch, DropReason.CONSENT_WITHDRAWN)
+                if self._keeper is not None:
+                    await self._keeper.withdraw()
+                return arrived
             if answer is None:
                 return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
             match self._verdict(answer):
@@ -140,15 +147,25 @@ class Sender:
                 case Verdict.HALVE if batch.events == 1:
                     return self._drop(batch, DropReason.TOO_LARGE)
                 case Verdict.HALVE:
-                    first, second = replace(batch, body=body).halves()
-                    first_arrived = await self._deliver(first, first.body or b"")
-                    return await self._deliver(second, second.body or b"") and first_arrived
+                    arrived = True
+                    for half in await self._halves(replace(batch, body=body)):
+                        assert half.body is not None
+                        arrived = await self._deliver(half, half.body) and arrived
+                        await self._remove(half)
+                    return arrived
                 case Verdict.RETRY | Verdict.UNAUTHORIZED as verdict:
                     failures += 1
                     again_at = self._again_at(verdict, answer, failures)
                     if again_at > give_up_at:
                         return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
                     await self._endpoint.pause_until(again_at)
+
+    async def _halves(self, batch: Batch) -> tuple[Batch, Batch]:
+        """Two batches in the place of one that is too large, on disk as well."""
+        first, second = batch.halves()
+        if self._keeper is None or batch.kept is None:
+            return first, second
+        return await self._keeper.split(batch, first, second)
 
     async def _attempt(self, request: Request, *, is_repeated: bool) -> Answer:
         """One attempt; no answer at all is an answer of status 0."""

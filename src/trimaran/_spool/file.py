@@ -40,8 +40,8 @@ _FILE_NAME = "spool.db"
 
 _SCHEMA = """
 CREATE TABLE batches (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    key TEXT NOT NULL UNIQUE,
+    key TEXT PRIMARY KEY,
+    position INTEGER NOT NULL,
     owner TEXT NOT NULL,
     destination TEXT NOT NULL,
     created REAL NOT NULL,
@@ -49,7 +49,8 @@ CREATE TABLE batches (
     reports INTEGER NOT NULL,
     body BLOB NOT NULL
 );
-CREATE INDEX batches_owner ON batches (owner, destination);
+CREATE INDEX batches_position ON batches (position, key);
+CREATE INDEX batches_owner ON batches (owner, position, key);
 CREATE TABLE totals (bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0);
 CREATE TRIGGER batches_added AFTER INSERT ON batches
@@ -112,15 +113,16 @@ class SpoolFile:
         with self._transaction() as database:
             evicted = self._expired(database)
             database.execute(
-                "INSERT INTO batches (key, owner, destination, created, events, reports, body)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO batches"
+                " (key, position, owner, destination, created, events, reports, body)"
+                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ? FROM batches",
                 (key, self._owner, self._destination, self._wall_clock(), events, reports, body),
             )
             while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
                 oldest = self._removed(
                     database,
                     DropReason.SPOOL_FULL,
-                    "id = (SELECT min(id) FROM batches WHERE owner = ?)",
+                    "key = (SELECT key FROM batches WHERE owner = ? ORDER BY position, key)",
                     self._owner,
                 )
                 if not oldest:
@@ -147,6 +149,23 @@ class SpoolFile:
         with self._transaction() as database:
             database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
 
+    def split(self, key: str, halves: Sequence[tuple[str, bytes, int, int]]) -> None:
+        """Put *halves* (key, body, events, reports) in the place of a batch, in its order.
+
+        Their keys follow its own in order. Nothing is done if it is not there any more.
+
+        Raises:
+            SpoolError: the whole stays.
+        """
+        with self._transaction() as database:
+            for half, body, events, reports in halves:
+                database.execute(
+                    "INSERT OR IGNORE INTO batches SELECT ?, position, owner, destination,"
+                    " created, ?, ?, ? FROM batches WHERE key = ?",
+                    (half, events, reports, body, key),
+                )
+            database.execute("DELETE FROM batches WHERE key = ?", (key,))
+
     def take_over(self) -> tuple[list[Kept], list[Evicted]]:
         """Own what dead processes left for this destination, in the order it was put;
         and what of it was too old.
@@ -168,7 +187,7 @@ class SpoolFile:
                     Kept(key=key, events=events, reports=reports)
                     for key, events, reports in database.execute(
                         "SELECT key, events, reports FROM batches"
-                        " WHERE owner = ? AND destination = ? ORDER BY id",
+                        " WHERE owner = ? AND destination = ? ORDER BY position, key",
                         (owner, self._destination),
                     )
                 ]
@@ -196,7 +215,7 @@ class SpoolFile:
                         )
                         lock.release(remove=owns.fetchone() is None)
 
-    def withdraw(self) -> list[Evicted]:
+    def withdraw(self) -> None:
         """Consent is gone: nothing of this process, or of dead ones, stays for its destination.
 
         Raises:
@@ -204,12 +223,9 @@ class SpoolFile:
         """
         self.take_over()
         with self._transaction() as database:
-            return self._removed(
-                database,
-                DropReason.CONSENT_WITHDRAWN,
-                "owner = ? AND destination = ?",
-                self._owner,
-                self._destination,
+            database.execute(
+                "DELETE FROM batches WHERE owner = ? AND destination = ?",
+                (self._owner, self._destination),
             )
 
     def rows(self) -> list[SpooledRow]:
@@ -217,7 +233,7 @@ class SpoolFile:
         with self._errors_told():
             found = self._opened().execute(
                 "SELECT key, owner, destination, created, events - reports, length(body)"
-                " FROM batches ORDER BY id"
+                " FROM batches ORDER BY position, key"
             )
             return [
                 SpooledRow(

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch, KeptBatch
-from trimaran._pipeline.ledger import Ledger
+from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._spool.values import Evicted, SpoolError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ CLOSE_GRACE = 0.1
 
 
 class RunBlocking(Protocol):
-    """Runs what blocks, aside. One call at a time is made."""
+    """Runs what blocks, aside: one call after the other, in the order in which they came."""
 
     def __call__(self, call: Callable[[], _Result], /) -> Awaitable[_Result]:
         """Run *call* and give what it returns. Cancelled, it is left to end by itself."""
@@ -61,6 +61,9 @@ class SpoolKeeper:
         self._diagnostics = diagnostics
         self._kept: dict[str, KeptBatch] = {}
         self._to_remove: list[str] = []
+        self._evicted: list[Evicted] = []
+        """What left the disk and is in no book yet; filled by the thread that found out."""
+        self._withdrawals = 0
 
     async def keep(self, batch: Batch, ledger: Ledger) -> Batch:
         """*batch* with its place on disk; unchanged where there is none to be had.
@@ -69,39 +72,76 @@ class SpoolKeeper:
         """
         body = batch.body
         assert body is not None
-        try:
-            evicted = await self._run(
-                lambda: self._file.put(
-                    batch.key, body, events=batch.events, reports=batch.reports
-                )
+        withdrawals = self._withdrawals
+
+        def put() -> None:
+            self._evicted += self._file.put(
+                batch.key, body, events=batch.events, reports=batch.reports
             )
+
+        try:
+            await self._run(put)
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return batch
-        self._kept[batch.key] = kept = KeptBatch(ledger, batch.tracked)
-        if any(gone.key == batch.key for gone in evicted):
-            # No room even for itself: it goes on from memory, as if there were no spool.
-            kept.is_being_sent = True
-            self._book(evicted)
+        kept = self._place(batch.key, ledger, batch.tracked)
+        # Should there be no room even for itself, it goes on from memory.
+        kept.is_being_sent = True
+        self._book()
+        self._book_withdrawal_since(withdrawals, batch.key)
+        if not kept.is_on_disk:
             return batch
-        self._book(evicted)
+        kept.is_being_sent = False
         return replace(batch, kept=kept)
 
     async def body_of(self, batch: Batch) -> bytes | None:
-        """The body of a batch that is sent now; None when its fate is known already."""
+        """The body of a batch that is sent now; None when there is nothing to send.
+
+        Then it left the disk, and that was its fate; or it cannot be read, and stays for
+        a later process.
+        """
         kept = batch.kept
         assert kept is not None
-        if kept.is_on_disk and batch.body is None:
+        if not kept.is_on_disk:
+            return None
+        if batch.body is not None:
             kept.is_being_sent = True
-            try:
-                body = await self._run(lambda: self._file.read(batch.key))
-            except SpoolError as error:
-                self._diagnostics.warn("telemetry spool failed", error=str(error))
-                body = None
-            kept.is_being_sent = body is not None
-            return body
+            return batch.body
+        try:
+            body = await self._run(lambda: self._file.read(batch.key))
+        except SpoolError as error:
+            self._diagnostics.warn("telemetry spool failed", error=str(error))
+            return None
+        if kept.is_on_disk and body is None:
+            # Nobody else evicts what is ours: a person emptied the spool.
+            self._kept.pop(batch.key, None)
+            kept.evicted(DropReason.CONSENT_WITHDRAWN)
         kept.is_being_sent = kept.is_on_disk
-        return batch.body if kept.is_on_disk else None
+        return body if kept.is_on_disk else None
+
+    async def split(self, whole: Batch, first: Batch, second: Batch) -> tuple[Batch, Batch]:
+        """*first* and *second*, each with a place on disk instead of that of *whole*.
+
+        A cancel leaves either the whole or the halves on disk, never both.
+        """
+        kept = whole.kept
+        assert kept is not None
+        halves = [(part.key, part.body or b"", part.events, part.reports) for part in (first, second)]
+        try:
+            await self._run(lambda: self._file.split(whole.key, halves))
+        except SpoolError as error:
+            self._diagnostics.warn("telemetry spool failed", error=str(error))
+            return first, second
+        if not kept.is_on_disk:
+            return first, second
+        self._kept.pop(whole.key, None)
+        kept.decided(kept.events)
+        parts: list[Batch] = []
+        for part in (first, second):
+            place = self._place(part.key, kept.ledger, part.tracked)
+            place.is_being_sent = True
+            parts.append(replace(part, kept=place))
+        return parts[0], parts[1]
 
     async def remove(self, batch: Batch) -> None:
         """The fate of *batch* is known. A cancel leaves it on disk, to be sent once more."""
@@ -117,41 +157,70 @@ class SpoolKeeper:
 
     async def take_over(self, ledger: Ledger) -> list[Batch]:
         """What dead processes left, as batches in *ledger*; in the order it was put."""
+        withdrawals = self._withdrawals
         try:
-            taken, evicted = await self._run(self._file.take_over)
+            taken, too_old = await self._run(self._file.take_over)
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return []
-        for gone in evicted:
-            if gone.key not in self._kept:
+        for gone in too_old:
+            if gone.key in self._kept:
+                self._evict(gone.key, gone.reason)
+            else:
                 ledger.track(gone.events)
                 ledger.drop(gone.reason, gone.events)
-        self._book(evicted)
         batches: list[Batch] = []
         for row in taken:
             tracked = row.events - row.reports
             ledger.track(tracked)
-            self._kept[row.key] = kept = KeptBatch(ledger, tracked)
+            kept = self._place(row.key, ledger, tracked)
             batches.append(
                 Batch(key=row.key, body=None, events=row.events, reports=row.reports, kept=kept)
             )
+        self._book_withdrawal_since(withdrawals, *(row.key for row in taken))
         return batches
 
     async def withdraw(self) -> None:
-        """Consent is gone: nothing stays on disk."""
+        """Consent is gone: nothing stays on disk, and nothing of it is sent.
+
+        Booked before it is done, since consent is gone whether the disk obeys or not.
+        """
+        self._withdrawals += 1
+        kept, self._kept = self._kept, {}
+        for batch in kept.values():
+            batch.evicted(DropReason.CONSENT_WITHDRAWN)
         try:
-            self._book(await self._run(self._file.withdraw))
+            await self._run(self._file.withdraw)
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
 
     async def aclose(self) -> None:
         """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. What is kept stays."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
-            await self._run(self._file.close)
+            try:
+                await self._run(self._file.close)
+            except SpoolError as error:
+                self._diagnostics.warn("telemetry spool failed", error=str(error))
+        self._book()
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    def _book(self, evicted: list[Evicted]) -> None:
-        for gone in evicted:
-            kept = self._kept.pop(gone.key, None)
-            if kept is not None:
-                kept.evicted(gone.reason)
+    def _place(self, key: str, ledger: Ledger, events: int) -> KeptBatch:
+        self._kept[key] = kept = KeptBatch(ledger, events)
+        return kept
+
+    def _book_withdrawal_since(self, withdrawals: int, *keys: str) -> None:
+        """If consent went while the disk was busy, it took these batches with it."""
+        if self._withdrawals != withdrawals:
+            for key in keys:
+                self._evict(key, DropReason.CONSENT_WITHDRAWN)
+
+    def _book(self) -> None:
+        """Book what had to leave the disk; also what a call that nobody waited for evicted."""
+        while self._evicted:
+            gone = self._evicted.pop()
+            self._evict(gone.key, gone.reason)
+
+    def _evict(self, key: str, reason: DropReason) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            kept.evicted(reason)
