@@ -107,7 +107,7 @@ _NUMBERS: Mapping[type[Event], tuple[str, ...]] = {
     event_class: tuple(
         field.name
         for field in msgspec.structs.fields(event_class)
-        if {int, float} & {field.type, *get_args(field.type)}
+        if field.name != "timestamp" and {int, float} & {field.type, *get_args(field.type)}
     )
     for event_class in BUILT_IN_EVENTS.values()
 }
