@@ -780,6 +780,23 @@ async def test_without_room_nothing_happens() -> None:
     assert await box.rest() == ["1"]
 
 
+async def test_who_can_wait_leaves_room_to_those_who_cannot() -> None:
+    """A stream of events that can wait never makes a tracked one push something out."""
+    box = Box(events=1000)
+    sent = 0
+    while box.mailbox.put_if_room(Note(text="sent")):
+        sent += 1
+
+    box.note(*(["tracked"] * (1000 - sent)))
+
+    assert sent == 400
+    assert (len(box.mailbox), box.shed) == (1000, 0)
+    for _ in range(4):
+        assert not box.mailbox.put_if_room(Note(text="sent"))
+        await box.texts()
+    assert box.mailbox.put_if_room(Note(text="sent"))
+
+
 async def test_it_waits_for_room() -> None:
     """Until the reader has taken something; the event has the time at which it was given."""
     times = iter([1.0, 2.0, 3.0, 4.0])
