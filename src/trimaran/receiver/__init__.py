@@ -22,7 +22,6 @@ from trimaran.receiver.server import serve
 from trimaran.receiver.store import Store, StoreError, StoreUnavailable, open_store
 
 __all__ = [
-    "MAX_BODY",
     "Receiver",
     "Store",
     "StoreError",
