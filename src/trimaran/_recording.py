@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self, cast
 
 import msgspec
 
@@ -52,14 +52,16 @@ def is_cancellation(error: BaseException) -> bool:
     ``sys.exit``, a closed generator), alone or grouped with nothing else.
     """
     if isinstance(error, BaseExceptionGroup):
-        return all(is_cancellation(part) for part in error.exceptions)
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return all(is_cancellation(part) for part in group.exceptions)
     return not isinstance(error, Exception)
 
 
 def message_of(error: BaseException) -> str:
     """An exception's text, cut to a window; "" where its own code fails to give one."""
     try:
-        return str(error)[:_TEXT_WINDOW]
+        # An exact str, since a subclass may fail later, where it is put together with others.
+        return str.__str__(str(error))[:_TEXT_WINDOW]
     except Exception:  # noqa: BLE001 - an exception's __str__ is anybody's code
         return ""
 
@@ -97,7 +99,7 @@ class ToolMeasure(_Measure):
 
     __slots__ = ("_category", "_index", "_message_id", "_name", "_previous", "_tools")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made for every call of a tool: keywords double its cost
         self,
         track: _Track,
         now: Callable[[], float],
@@ -114,7 +116,7 @@ class ToolMeasure(_Measure):
         self._index = 0
         self._previous: str | None = None
 
-    def __enter__(self) -> ToolMeasure:
+    def __enter__(self) -> Self:
         self._index, self._previous = self._tools.begin(self._name)
         self._begun = self._now()
         return self
@@ -151,7 +153,7 @@ class BridgeMeasure(_Measure):
         super().__init__(track, now)
         self._method = method
 
-    def __enter__(self) -> BridgeMeasure:
+    def __enter__(self) -> Self:
         self._begun = self._now()
         return self
 
@@ -172,7 +174,15 @@ class BridgeMeasure(_Measure):
 class GenerationMeasure(_Measure):
     """The block of a model call; tracks a :class:`~trimaran.Generation` when it ends."""
 
-    __slots__ = ("_agent", "_cost", "_message_id", "_model_id", "_provider_id", "_reason", "_tokens")
+    __slots__ = (
+        "_agent",
+        "_cost",
+        "_message_id",
+        "_model_id",
+        "_provider_id",
+        "_reason",
+        "_tokens",
+    )
 
     def __init__(
         self,
@@ -205,7 +215,7 @@ class GenerationMeasure(_Measure):
         self._tokens = tokens if tokens is not None else Tokens()
         self._cost = cost
 
-    def __enter__(self) -> GenerationMeasure:
+    def __enter__(self) -> Self:
         self._begun = self._now()
         return self
 
@@ -255,7 +265,7 @@ class SilentToolMeasure(ToolMeasure):
     def __init__(self) -> None:
         """Nothing is kept, so that one object serves all blocks."""
 
-    def __enter__(self) -> ToolMeasure:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_outcome: object) -> None:
@@ -270,7 +280,7 @@ class SilentBridgeMeasure(BridgeMeasure):
     def __init__(self) -> None:
         """Nothing is kept, so that one object serves all blocks."""
 
-    def __enter__(self) -> BridgeMeasure:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_outcome: object) -> None:
@@ -285,7 +295,7 @@ class SilentGenerationMeasure(GenerationMeasure):
     def __init__(self) -> None:
         """Nothing is kept, so that one object serves all blocks."""
 
-    def __enter__(self) -> GenerationMeasure:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_outcome: object) -> None:
