@@ -407,6 +407,29 @@ async def test_hooks_are_told_what_was_dropped_and_why() -> None:
     assert all(session.id == "" for session in around)
 
 
+def test_a_drop_after_the_run_tells_nobody_and_raises_nothing() -> None:
+    """There is no loop any more that could call a hook."""
+    kept: list[trimaran.Session] = []
+
+    async def main() -> None:
+        async with (
+            trimaran.open_telemetry(
+                "test",
+                environ=ENVIRON,
+                transport=ScriptedTransport(),
+                on_drop=lambda _dropped: None,
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            kept.append(session)
+
+    trio.run(main)
+    kept[0].track(CALL)
+
+    books = kept[0].statistics()
+    assert (books.pending, books.dropped) == (0, {"closed": 1})
+
+
 async def test_hooks_that_fail_change_nothing(autojump_clock: trio.testing.MockClock) -> None:
     """Their failure is told once, and delivery goes on."""
     problems: list[str] = []

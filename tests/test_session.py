@@ -37,8 +37,11 @@ async def test_concurrent_sessions_keep_to_themselves(
     sessions: int, endpoint: LoopbackEndpoint
 ) -> None:
     """Interleaved events arrive once, in order, with their own session's id and project."""
+    patient = trimaran.Settings(drain_timeout=60)
     async with (
-        trimaran.open_telemetry("test", environ=endpoint.environ()) as telemetry,
+        trimaran.open_telemetry(
+            "test", environ=endpoint.environ(), settings=patient
+        ) as telemetry,
         trio.open_nursery() as nursery,
     ):
 

@@ -277,6 +277,33 @@ async def test_embedded_in_a_nursery_of_the_host(autojump_clock: trio.testing.Mo
     assert session.statistics().delivered == 3
 
 
+async def test_what_a_sibling_says_while_all_are_cancelled_is_delivered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The host's nursery cancels the telemetry and the agent together, in whichever order."""
+    for _ in range(20):
+        transport = ScriptedTransport()
+        opened: list[trimaran.Session] = []
+
+        async def agent(telemetry: trimaran.Telemetry) -> None:
+            async with telemetry.session() as session:
+                opened.append(session)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    session.command("undo")
+
+        async with trio.open_nursery() as nursery:
+            telemetry: trimaran.Telemetry = await nursery.start(
+                partial(trimaran.run_telemetry, "test", environ=LOOPBACK, transport=transport)
+            )
+            nursery.start_soon(agent, telemetry)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+        assert opened[0].statistics().delivered == 3
+
+
 async def test_two_apps_in_one_process_do_not_meet() -> None:
     """Each has its own decision, sessions and delivery; current_session() is the innermost."""
     one, two = Capture(), Capture()

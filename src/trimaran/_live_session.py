@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from random import Random
 from types import MappingProxyType
 
@@ -90,7 +90,7 @@ class LiveSession(Session):
 
     def __init__(self, context: SessionContext, shared: Shared, *, announce: bool) -> None:
         settings = shared.settings
-        token = trio.lowlevel.current_trio_token()
+        self._token = trio.lowlevel.current_trio_token()
         self._context = context
         self._announce = announce
         self._settings = settings
@@ -103,18 +103,13 @@ class LiveSession(Session):
         self._thread = threading.get_ident()
         self._redactor = Redactor(shared.home)
         self._tools = ToolSequence()
-        self.ledger = Ledger(
-            # Later rather than now: a hook is not to run inside of track().
-            on_drop=partial(token.run_sync_soon, self._tell_drops)
-            if shared.hooks.wants_drops
-            else None
-        )
+        self.ledger = Ledger(on_drop=self._tell_drops_soon if shared.hooks.wants_drops else None)
         """The session's books; others only read them."""
         self._mailbox = Mailbox(
             settings, ledger=self.ledger, budget=shared.budget, wall_clock=shared.wall_clock
         )
         self._inbox = Inbox(
-            token, mailbox=self._mailbox, ledger=self.ledger, capacity=settings.mailbox_events
+            self._token, mailbox=self._mailbox, ledger=self.ledger, capacity=settings.mailbox_events
         )
         self._sender = Sender(
             endpoint=shared.endpoint,
@@ -344,6 +339,11 @@ class LiveSession(Session):
     def _hold(self, reason: DropReason | None) -> None:
         """What has to be shed while batches are not taken is shed for that reason."""
         self._mailbox.full_because = reason or DropReason.MAILBOX_FULL
+
+    def _tell_drops_soon(self) -> None:
+        """Later rather than now: a hook is not to run inside of ``track()``."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._tell_drops)
 
     def _tell_drops(self) -> None:
         """Tell the host's hook what was dropped since the last time."""

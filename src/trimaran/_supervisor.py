@@ -26,6 +26,11 @@ from trimaran._spool.keeper import SpoolKeeper
 __all__ = ["Supervisor", "entered"]
 
 
+LEAVING_GRACE = 0.1
+"""Seconds, out of those for draining, in which sessions of other tasks may still end by
+themselves."""
+
+
 class Supervisor:
     """The running half of a telemetry.
 
@@ -37,6 +42,7 @@ class Supervisor:
         self.shared = shared
         # A dict for its order, which a run with the same seeds repeats.
         self._open: dict[LiveSession, None] = {}
+        self._left = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope(shield=True)
         self._stages: trio.Nursery | None = None
         self._closing = trio.Event()
@@ -61,6 +67,7 @@ class Supervisor:
         finally:
             session.close()
             self._open.pop(session, None)
+            self._left.unpark_all()
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, session: LiveSession) -> None:
@@ -79,6 +86,7 @@ class Supervisor:
                     self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
                 self.is_ready.set()
                 await self._closing.wait()
+                await self._let_sessions_leave()
         await self.shared.endpoint.aclose()
         if self.shared.keeper is not None:
             await self.shared.keeper.aclose()
@@ -114,12 +122,22 @@ class Supervisor:
             shared.outages.leave(self.leftovers)
             self.leftovers.close(DropReason.BUG)
 
-    def close(self) -> None:
-        """End all sessions; what is pending has ``drain_timeout`` seconds from now."""
-        self._scope.deadline = trio.current_time() + self.shared.settings.drain_timeout
-        self._closing.set()
+    async def _let_sessions_leave(self) -> None:
+        """End all sessions, after giving the tasks that hold them a moment to do so.
+
+        A host that is cancelled as a whole cancels those tasks together with us: what they
+        say in their last moment still belongs to their sessions.
+        """
+        with trio.move_on_after(LEAVING_GRACE):
+            while self._open:
+                await self._left.park()
         for session in list(self._open):
             session.close()
+
+    def close(self) -> None:
+        """Open no session any more; what is pending has ``drain_timeout`` seconds from now."""
+        self._scope.deadline = trio.current_time() + self.shared.settings.drain_timeout
+        self._closing.set()
         self.shared.endpoint.hurry()
 
 
