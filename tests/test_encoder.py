@@ -568,6 +568,13 @@ def test_what_is_left_out_is_marked() -> None:
     assert list(members)[9_999:] == ["9999", "<left out>"]
 
 
+def test_shared_value_is_no_cycle() -> None:
+    """A value that is there twice, side by side, is there twice."""
+    shared = [1]
+
+    assert jsonable([shared, {"a": shared}]) == [[1], {"a": [1]}]
+
+
 def test_form_is_a_copy() -> None:
     """Containers are copied, so that a later change is not seen."""
     value: dict[str, list[int]] = {"a": [1]}

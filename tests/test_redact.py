@@ -375,6 +375,7 @@ def test_value_after_the_name_of_a_secret(
             "AccountName=a;AccountKey=[masked:secret];Suffix=d",
         ),
         ("token=1234", "token=[masked:secret]"),
+        ("xoxb-12345678901: refused", "[masked:token]: refused"),
         ('{"password": "a", "user": "b"}', '{"password": "[masked:secret]", "user": "b"}'),
         ('{"secret":{"a":1},"b":2}', '{"secret":[masked:secret],"b":2}'),
         ("<token>abc</token>", "<token>[masked:secret]</token>"),
@@ -438,6 +439,7 @@ CLEAN = (
     "ssh://git@github.com/owner/name",
     "https://example.com:8080/a?b=c#d",
     "https://registry.example/@scope/name@1.2.3",
+    "https://registry.example:8080/@scope/name",
     "python:3.11@sha256:0123456789abcdef",
     "react@18.2.0",
     "@pytest.fixture",
@@ -511,7 +513,8 @@ fragments = st.sampled_from(
 
 
 @given(st.lists(fragments, max_size=10).map("".join))
-@example("xoxb-12345678901(<token>token~")
+@example("robin@mail.example--token x")
+@example("\\/srv/people/robinxoxb-12345678901")
 @settings(max_examples=500)
 def test_masking_is_idempotent(text: str) -> None:
     """A masked text has nothing to mask."""
@@ -627,6 +630,17 @@ class Holder:
     held: object
 
 
+class Unhashable(type):
+    """Makes classes that no set takes."""
+
+    def __hash__(cls) -> int:
+        raise RuntimeError(cls.__name__)
+
+
+class OfUnhashable(metaclass=Unhashable):
+    """Harmless but for its class."""
+
+
 class Member(enum.Enum):
     """A host's value that is a secret."""
 
@@ -668,6 +682,8 @@ class Member(enum.Enum):
         (Tokens(input=SECRET), Tokens(input=MARK)),  # type: ignore[arg-type]
         (Tokens(input=1.5), Tokens(input=1.5)),  # type: ignore[arg-type]
         (object(), "<object>"),
+        (OfUnhashable(), "<OfUnhashable>"),
+        ([OfUnhashable()], ["<OfUnhashable>"]),
         (float("nan"), float("nan")),
         ("\ud800 a@b.example", "\ud800 [masked:email]"),
         (1 << 70, 1 << 70),
@@ -679,6 +695,13 @@ def test_value_of_any_kind(value: object, masked: object) -> None:
 
     assert repr(masked) == repr(event.value)
     assert event.timestamp == 5
+
+
+def test_numbers_are_left_alone() -> None:
+    """A number stays the number it is, also in an event in which something was masked."""
+    event = Odd(value=1 << 70, note=SECRET, timestamp=5)
+
+    assert Redactor(HOME).redact(event) == Odd(value=1 << 70, note=MARK, timestamp=5)
 
 
 def test_containers_are_copied() -> None:
@@ -764,11 +787,15 @@ def test_memory_is_bounded() -> None:
     for number in range(3_000):
         event = Odd(value=f"msg_{number}")
         assert redactor.redact(event) is event
+    redactor.redact(Odd(value=[{f"name_{number}": 1} for number in range(3_000)]))
+    assert 0 < len(redactor._names) <= 1_024
+    redactor.redact(Odd(value={"x" * 129: 1}))
     for number in range(300):
         kind: Any = msgspec.defstruct(f"E{number}", [], bases=(Event,), frozen=True)
         redactor.redact(kind())
 
     assert len(redactor._clean) <= 1_024
+    assert "x" * 129 not in redactor._names
     assert len(redactor._secret_fields) <= 256
 
 

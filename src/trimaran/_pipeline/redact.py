@@ -8,7 +8,7 @@ Does not know: what a secret looks like, where an event goes.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 from msgspec.structs import astuple, force_setattr
@@ -37,9 +37,6 @@ _LONGEST_CLEAN = 128
 _MOST_CLASSES = 256
 """Classes of events remembered; more only where a host makes them as it goes."""
 
-_INERT: frozenset[type] = frozenset({int, float, bool, type(None), msgspec.UnsetType})
-"""Types of values that hold no text."""
-
 _Event = TypeVar("_Event", bound=Event)
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
@@ -60,6 +57,7 @@ class Redactor:
         self._longest_clean = min(_LONGEST_CLEAN, max_error_text)
         self._clean: set[str] = set()
         self._secret_fields: dict[type[msgspec.Struct], dict[str, KeyKind]] = {}
+        self._names: dict[str, KeyKind] = {}
 
     def redact(self, event: _Event) -> _Event:
         """*event* itself where nothing had to change, else a masked copy of its class.
@@ -76,11 +74,15 @@ class Redactor:
         if fields:
             return self._masked_struct(event, fields, event.cut_fields)
         clean, limit = self._clean, self._max_error_text
-        for value in astuple(event):
+        values: tuple[object, ...] = astuple(event)
+        for value in values:
+            kind = type(value)  # compared, not hashed: a class may refuse that
             if type(value) is str:
                 if value in clean or (len(value) <= limit and self._masked_text(value) is value):
                     continue
-            elif type(value) in _INERT or (type(value) is Tokens and _are_counts(value)):
+            elif (
+                kind is int or kind is float or value is None or value is UNSET or kind is bool
+            ) or (type(value) is Tokens and _are_counts(value)):
                 continue
             return self._masked_struct(event, fields, event.cut_fields)
         return event
@@ -112,11 +114,12 @@ class Redactor:
         return masked
 
     def _masked_field(self, value: object, kind: KeyKind, *, cut: bool) -> object:
-        if value is UNSET:
-            return value
         if type(value) is Tokens:
             return self._masked_struct(value, {}, ())
-        form = value if type(value) is str else jsonable(value)
+        if value is UNSET:
+            return UNSET
+        plain = type(value) is str or type(value) is int or type(value) is float
+        form = cast("JsonValue", value) if plain else jsonable(value)
         if kind is not KeyKind.PLAIN:
             return _hidden(form, kind)
         if cut and isinstance(form, str):
@@ -146,24 +149,35 @@ class Redactor:
         masked: list[JsonValue] = []
         kind = KeyKind.PLAIN
         for value in values:
-            masked.append(self._masked(value) if kind is KeyKind.PLAIN else _hidden(value, kind))
+            masked.append(self._masked_under(kind, value))
             kind = KeyKind.PLAIN
             if isinstance(value, str) and (len(values) == 2 or value.startswith("-")):
-                kind = key_kind(value)
+                kind = self._kind_of(value)
         return masked
 
     def _masked_record(self, record: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """The name of a secret is a key, or stands beside a ``value``."""
         name = record.get("name", record.get("key"))
-        value_kind = key_kind(name) if isinstance(name, str) else KeyKind.PLAIN
+        value_kind = self._kind_of(name) if isinstance(name, str) else KeyKind.PLAIN
         masked: dict[str, JsonValue] = {}
         for key, value in record.items():
-            kind = max(key_kind(key), value_kind if key == "value" else KeyKind.PLAIN)
+            kind = self._kind_of(key) if key != "value" else value_kind
             shown = self._masked_text(key)
             if shown in masked:  # two keys, both an e-mail address
                 shown = f"{shown}#{len(masked)}"
-            masked[shown] = self._masked(value) if kind is KeyKind.PLAIN else _hidden(value, kind)
+            masked[shown] = self._masked_under(kind, value)
         return masked
+
+    def _masked_under(self, kind: KeyKind, value: JsonValue) -> JsonValue:
+        return self._masked(value) if kind is KeyKind.PLAIN else _hidden(value, kind)
+
+    def _kind_of(self, name: str) -> KeyKind:
+        kind = self._names.get(name)
+        if kind is None:
+            kind = self._names[name] = key_kind(name)
+            if len(name) > _LONGEST_CLEAN or len(self._names) > _MOST_CLEAN:
+                self._names.clear()
+        return kind
 
     def _masked_text(self, text: str) -> str:
         """*text* itself where it is clean, which is remembered if it is short."""
@@ -189,7 +203,7 @@ def _are_counts(tokens: Tokens) -> bool:
 
 def _hidden(value: JsonValue, kind: KeyKind) -> JsonValue:
     """What is shown of a value under the name of a secret: that there is one, or none."""
-    if not value or value is True or value == NAMED_MARKER:
+    if not value or value is True:
         return value
     if kind is KeyKind.COUNTED and isinstance(value, (int, float)):
         return value
