@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -120,6 +122,25 @@ async def test_a_cancelled_attempt_leaves_the_transport_usable(
 
     assert scope.cancelled_caught
     assert (await transport.attempt(request_to(endpoint.url))).status == 200
+
+
+async def test_a_request_cancelled_while_it_is_written_leaves_nothing_behind(
+    transport: HttpTransport,
+) -> None:
+    """A server that reads nothing: no generator is left for the garbage collector."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        request = trimaran.Request(url, {}, b"x" * 50_000_000)
+
+        with trio.move_on_after(0.1) as scope:
+            await transport.attempt(request)
+
+    assert scope.cancelled_caught
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gc.collect()
+        await trio.lowlevel.checkpoint()
+    assert caught == []
 
 
 async def test_the_hosts_log_has_no_line_of_ours(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 
 import httpx
@@ -24,6 +25,28 @@ _delivering: ContextVar[bool] = ContextVar("trimaran_delivering", default=False)
 def _is_not_ours(_record: logging.LogRecord) -> bool:
     """Keeps httpx's line for each request out of the host's log, for our requests only."""
     return not _delivering.get()
+
+
+class _Body(httpx.AsyncByteStream):
+    """A body in one piece. The client's own is an async generator, which a cancelled
+    request would leave suspended for the garbage collector to complain about."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._content)
+
+
+class _Once(AsyncIterator[bytes]):
+    def __init__(self, content: bytes) -> None:
+        self._content: bytes | None = content
+
+    async def __anext__(self) -> bytes:
+        content, self._content = self._content, None
+        if content is None:
+            raise StopAsyncIteration
+        return content
 
 
 class HttpTransport:
@@ -85,13 +108,15 @@ class HttpTransport:
         """
         if self._url is None or self._url[0] != request.url:
             self._url = (request.url, httpx.URL(request.url))
-        return httpx.Request(
-            "POST",
-            self._url[1],
+        url = self._url[1]
+        headers = {
+            "host": url.netloc.decode(),
+            "content-length": str(len(request.body)),
             # Answers are read raw, so that a bound on them is a bound on memory.
-            headers={**request.headers, "accept-encoding": "identity"},
-            content=request.body,
-        )
+            "accept-encoding": "identity",
+            **request.headers,
+        }
+        return httpx.Request("POST", url, headers=headers, stream=_Body(request.body))
 
     async def aclose(self) -> None:
         """Close all connections."""
