@@ -669,6 +669,7 @@ class Member(enum.Enum):
         ({"key": "token", "value": 5, "a": 1}, {"key": "token", "value": "[masked:secret]", "a": 1}),
         ({"name": "PATH", "value": "x"}, {"name": "PATH", "value": "x"}),
         ({"name": 5, "value": "x"}, {"name": 5, "value": "x"}),
+        ([{"pwd": "x", "a": "x"}] * 2, [{"pwd": "[masked:secret]", "a": "x"}] * 2),
         (["--token", "x", "y"], ["--token", "[masked:secret]", "y"]),
         (["--verbose", "x", "y"], ["--verbose", "x", "y"]),
         ([["Cookie", "x"], ["Host", "y"]], [["Cookie", "[masked:secret]"], ["Host", "y"]]),
