@@ -176,6 +176,18 @@ def test_statistics_are_frozen() -> None:
     assert not any(msgspec.structs.astuple(statistics))
 
 
+def test_statistics_are_readable_when_printed() -> None:
+    """Every field is there, drops as a plain mapping; what is printed makes the same again."""
+    ledger = Ledger()
+    ledger.track(3)
+    ledger.drop(DropReason.REJECTED, 2)
+    statistics = ledger.statistics()
+
+    printed = repr(statistics)
+    assert "tracked=3, delivered=0, pending=1, spooled=0, dropped={'rejected': 2}" in printed
+    assert eval(printed, {"Statistics": Statistics}) == statistics  # noqa: S307 - our own text
+
+
 def test_statistics_sum_up_what_was_dropped() -> None:
     """Over all reasons."""
     assert Statistics(dropped={"closed": 2, "bug": 3}).dropped_total == 5

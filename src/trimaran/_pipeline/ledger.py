@@ -72,6 +72,11 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     peak_waiting: int = 0
     """Most events that waited in the mailbox at once; choose ``mailbox_events`` by it."""
 
+    def __repr__(self) -> str:
+        # A read-only mapping says "mappingproxy(...)" of itself, which nobody wants to read.
+        values = msgspec.structs.asdict(self) | {"dropped": dict(self.dropped)}
+        return f"Statistics({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
     @property
     def dropped_total(self) -> int:
         """Events that were given up, over all reasons."""
