@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -25,7 +25,11 @@ host's format."""
 
 
 class TelemetryProcessor:
-    """Turns records whose event name is an event type into events; put it before the renderer.
+    """Turns records whose event name is an event type into events.
+
+    Put it before the renderer, and before what renders exceptions. Where several
+    handlers of the standard library's ``logging`` format the same records, put it into
+    the chain of one of them, or each record becomes an event for each handler.
 
     ``log.info("tool_call", tool_name="bash", duration_ms=12)`` becomes a
     :class:`~trimaran.ToolCall` of the session that is current where the call stands.
@@ -44,14 +48,12 @@ class TelemetryProcessor:
     def __init__(self, *, events: Iterable[type[Event]] = ()) -> None:
         own = {str(event.__struct_config__.tag): event for event in events}
         self._kinds: Mapping[str, type[Event]] = {**BUILT_IN_EVENTS, **own}
-        self._fields = {
-            kind: frozenset(kind.__struct_fields__) - _STAMPS for kind in self._kinds.values()
-        }
+        self._fields = {kind: _wire_names(kind) for kind in self._kinds.values()}
 
     def __call__(
         self,
         logger: Any,  # noqa: ANN401, ARG002 - structlog's signature of a processor
-        method_name: str,  # noqa: ARG002
+        method_name: str,  # noqa: ARG002 - as above
         event_dict: MutableMapping[str, Any],
     ) -> MutableMapping[str, Any]:
         """See the class."""
@@ -64,9 +66,13 @@ class TelemetryProcessor:
         return event_dict
 
     def _event(self, kind: type[Event], record: Mapping[str, Any]) -> Event:
-        values = {name: record[name] for name in self._fields[kind] if name in record}
+        values = {
+            wire_name: record[name]
+            for name, wire_name in self._fields[kind].items()
+            if name in record
+        }
         if kind is ErrorEvent:
-            error = _exception_of(record.get("exc_info"))
+            error = _exception_of(record)
             if error is not None:
                 values.setdefault("error_name", type(error).__name__)
                 values.setdefault("error_message", message_of(error))
@@ -74,13 +80,24 @@ class TelemetryProcessor:
             return msgspec.convert(values, kind, strict=False)
         except Exception:  # noqa: BLE001 - a record may hold anything
             # No event: the session counts it as one that could not be encoded.
-            return values  # type: ignore[return-value]
+            return cast("Event", values)
 
 
-def _exception_of(exc_info: object) -> BaseException | None:
-    """The exception of a record's ``exc_info``, in any of the forms that structlog takes."""
+def _wire_names(kind: type[Event]) -> dict[str, str]:
+    """The fields that a record may give, by name, with what each is called on the wire."""
+    names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
+    return {name: wire_name for name, wire_name in names if name not in _STAMPS}
+
+
+def _exception_of(record: Mapping[str, Any]) -> BaseException | None:
+    """The exception of a record's ``exc_info``, in any of the forms that structlog takes.
+
+    A record whose exception was rendered already comes, as a rule, from its handler.
+    """
+    exc_info: object = record.get("exc_info", "exception" in record)
     if isinstance(exc_info, BaseException):
         return exc_info
     if isinstance(exc_info, tuple):
-        return next((part for part in exc_info if isinstance(part, BaseException)), None)
+        parts = cast("tuple[object, ...]", exc_info)
+        return next((part for part in parts if isinstance(part, BaseException)), None)
     return sys.exc_info()[1] if exc_info else None
