@@ -376,21 +376,19 @@ def files_of_a_process() -> Iterator[None]:
     with mock.patch("trimaran._spool.file.SpoolFile", Remembered):
         yield
     for file in opened:
-        if file._database is not None:  # noqa: SLF001
-            file._database.close()  # noqa: SLF001
-        if file._lock is not None:  # noqa: SLF001
-            file._lock.release(remove=False)  # noqa: SLF001
+        if file._database is not None:
+            file._database.close()
+        if file._lock is not None:
+            file._lock.release(remove=False)
 
 
-def in_a_seeded_run(
-    main: Callable[[], Any], seed: int, *instruments: trio.abc.Instrument
-) -> None:
+def in_a_seeded_run(main: Callable[[], Any], seed: int, *instruments: trio.abc.Instrument) -> None:
     """Run *main* under a virtual clock, with tasks ordered by the seed."""
     # What orders tasks that can run at the same time; pytest-trio reaches for it in the same way.
-    run: Any = trio._core._run  # type: ignore[attr-defined]  # noqa: SLF001
-    state, deterministic = run._r.getstate(), run._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
-    run._r.seed(seed)  # noqa: SLF001
-    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
+    run: Any = trio._core._run  # type: ignore[attr-defined]
+    state, deterministic = run._r.getstate(), run._ALLOW_DETERMINISTIC_SCHEDULING
+    run._r.seed(seed)
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True
     try:
         trio.run(
             main,
@@ -398,8 +396,8 @@ def in_a_seeded_run(
             instruments=list(instruments),
         )
     finally:
-        run._r.setstate(state)  # noqa: SLF001
-        run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic  # noqa: SLF001
+        run._r.setstate(state)
+        run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic
 
 
 def check(world: World) -> None:

@@ -27,9 +27,8 @@ async def test_a_replay_has_the_recorded_start_and_end_and_no_others() -> None:
 async def test_a_replay_of_nothing_sends_nothing() -> None:
     """Neither opening nor leaving such a session makes a request."""
     capture = Capture()
-    async with capture.open() as telemetry:
-        async with telemetry.session(announce=False):
-            pass
+    async with capture.open() as telemetry, telemetry.session(announce=False):
+        pass
 
     assert capture.requests == []
 
@@ -37,9 +36,8 @@ async def test_a_replay_of_nothing_sends_nothing() -> None:
 async def test_a_session_announces_itself_unless_told_otherwise() -> None:
     """By default the start and the end are the session's own."""
     capture = Capture()
-    async with capture.open() as telemetry:
-        async with telemetry.session():
-            pass
+    async with capture.open() as telemetry, telemetry.session():
+        pass
 
     assert [type(event) for event in capture.events()] == [
         trimaran.SessionStart,

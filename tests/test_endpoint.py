@@ -21,7 +21,7 @@ CALL = trimaran.ToolCall(tool_name="bash")
 class RenewingLogin:
     """An account whose token is renewed as told."""
 
-    def __init__(self, *renewed: str | None | Exception, delay: float = 0.0) -> None:
+    def __init__(self, *renewed: str | Exception | None, delay: float = 0.0) -> None:
         self._renewed = list(renewed)
         self._delay = delay
         self.refreshes = 0
@@ -95,7 +95,7 @@ async def test_many_sessions_make_one_refresh(autojump_clock: trio.testing.MockC
 
 @pytest.mark.parametrize("renewed", [None, "worse", OSError("no disk"), "two\nlines"])
 async def test_a_refresh_that_does_not_help_holds(
-    renewed: str | None | Exception, autojump_clock: trio.testing.MockClock
+    renewed: str | Exception | None, autojump_clock: trio.testing.MockClock
 ) -> None:
     """No hot loop, never the anonymous tier: a refresh a minute, then delivered or dropped."""
     login, capture = RenewingLogin(renewed), TakesTokens("right")
@@ -260,7 +260,14 @@ async def test_a_given_transport_is_not_closed_and_serves_again() -> None:
 
 @pytest.mark.parametrize(
     ("token", "usable"),
-    [("abc.DEF-1_2~+/=", True), ("", False), ("a b", False), ("a\n", False), ("é", False), (7, False)],
+    [
+        ("abc.DEF-1_2~+/=", True),
+        ("", False),
+        ("a b", False),
+        ("a\n", False),
+        ("é", False),
+        (7, False),
+    ],
 )
 def test_a_token_that_can_stand_in_a_header(token: object, usable: bool) -> None:
     """Visible ASCII without spaces; all else would break the request, or add a header to it."""

@@ -172,18 +172,18 @@ async def test_a_hung_server_does_not_hold_up_flush_or_exit(endpoint: LoopbackEn
     endpoint.always(delay=float("inf"))
     settings = trimaran.Settings(drain_timeout=0.2)
 
-    async with trimaran.open_telemetry(
-        "test", environ=endpoint.environ(), settings=settings
-    ) as telemetry:
-        async with telemetry.session() as session:
-            for _ in range(1000):
-                session.command("init")
-            began = trio.current_time()
-            flushed = await session.flush(timeout=0.1)
-            assert trio.current_time() - began < 0.3
-            assert not flushed
-            assert flushed.pending == 1001
-            began = trio.current_time()
+    async with (
+        trimaran.open_telemetry("test", environ=endpoint.environ(), settings=settings) as telemetry,
+        telemetry.session() as session,
+    ):
+        for _ in range(1000):
+            session.command("init")
+        began = trio.current_time()
+        flushed = await session.flush(timeout=0.1)
+        assert trio.current_time() - began < 0.3
+        assert not flushed
+        assert flushed.pending == 1001
+        began = trio.current_time()
 
     assert trio.current_time() - began < 0.4
     assert session.statistics().dropped == {"drain_timeout": 1002}

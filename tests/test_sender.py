@@ -207,7 +207,13 @@ async def test_a_partial_success_that_refuses_a_report_reports_again() -> None:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("3", 3.0), ("100000", 120.0), ("-5", 0.0), ("soon", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+    [
+        ("3", 3.0),
+        ("100000", 120.0),
+        ("-5", 0.0),
+        ("soon", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ],
 )
 async def test_retry_after_is_a_minimum_and_is_clamped(
     value: str, seconds: float, autojump_clock: trio.testing.MockClock

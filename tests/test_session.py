@@ -39,9 +39,7 @@ async def test_concurrent_sessions_keep_to_themselves(
     """Interleaved events arrive once, in order, with their own session's id and project."""
     patient = trimaran.Settings(drain_timeout=60)
     async with (
-        trimaran.open_telemetry(
-            "test", environ=endpoint.environ(), settings=patient
-        ) as telemetry,
+        trimaran.open_telemetry("test", environ=endpoint.environ(), settings=patient) as telemetry,
         trio.open_nursery() as nursery,
     ):
 
@@ -94,7 +92,7 @@ async def test_a_session_that_ends_breaks_or_is_cancelled_leaves_the_rest_comple
                     async def broken(_receive: object) -> None:
                         raise ZeroDivisionError
 
-                    monkeypatch.setattr(session._sender, "run", broken)  # type: ignore[attr-defined]  # noqa: SLF001
+                    monkeypatch.setattr(session._sender, "run", broken)  # type: ignore[attr-defined]
                     session.track(CALL)
                     await trio.testing.wait_all_tasks_blocked()
 
@@ -194,9 +192,7 @@ async def test_send_waits_for_room_and_loses_nothing(endpoint: LoopbackEndpoint)
     """50,000 events through send(): all delivered, never more waiting than there is room."""
     settings = trimaran.Settings(drain_timeout=30, mailbox_events=1000)
     async with (
-        trimaran.open_telemetry(
-            "test", environ=endpoint.environ(), settings=settings
-        ) as telemetry,
+        trimaran.open_telemetry("test", environ=endpoint.environ(), settings=settings) as telemetry,
         telemetry.session() as session,
     ):
         for _ in range(50_000):
@@ -424,10 +420,14 @@ async def test_secrets_do_not_leave() -> None:
     """Masked in the events and in what each batch says of its session."""
     capture = Capture()
     async with (
-        capture.open(environ={"TEST_TELEMETRY_URL": "https://x.test", "HOME": "/srv/ann"}) as telemetry,
+        capture.open(
+            environ={"TEST_TELEMETRY_URL": "https://x.test", "HOME": "/srv/ann"}
+        ) as telemetry,
         telemetry.session(project_id="/srv/ann/work") as session,
     ):
-        session.error(ValueError("Authorization: Bearer abcdefghijklmnop1234"), context="/srv/ann/x")
+        session.error(
+            ValueError("Authorization: Bearer abcdefghijklmnop1234"), context="/srv/ann/x"
+        )
         session.command("ask ann@example.com")
 
     sent = b"".join(request.body for request in capture.requests)

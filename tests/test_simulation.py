@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def _load(name: str) -> ModuleType:
     """A module that stands beside this file; the tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        name, pathlib.Path(__file__).with_name(f"{name}.py")
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

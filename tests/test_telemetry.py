@@ -39,8 +39,8 @@ class Login:
     def __init__(
         self,
         *,
-        account: trimaran.Account | None | Exception = None,
-        token: str | None | Exception = "secret-token",  # noqa: S107 - a test's token
+        account: trimaran.Account | Exception | None = None,
+        token: str | Exception | None = "secret-token",  # noqa: S107 - a test's token
         delay: float = 0.0,
     ) -> None:
         self._account = account
@@ -153,7 +153,7 @@ async def test_a_hung_endpoint_ends_at_the_deadline(
                 await trio.sleep(1)  # the request is under way by now
                 left = trio.current_time()
                 if how == "by exception":
-                    raise KeyError(how)
+                    raise KeyError(how)  # noqa: TRY301 - from inside is the point
                 if how == "by cancellation":
                     scope.cancel()
                     await trio.lowlevel.checkpoint()
@@ -285,7 +285,9 @@ async def test_what_a_sibling_says_while_all_are_cancelled_is_delivered(
         transport = ScriptedTransport()
         opened: list[trimaran.Session] = []
 
-        async def agent(telemetry: trimaran.Telemetry) -> None:
+        async def agent(
+            telemetry: trimaran.Telemetry, opened: list[trimaran.Session] = opened
+        ) -> None:
             async with telemetry.session() as session:
                 opened.append(session)
                 try:
@@ -348,21 +350,22 @@ async def test_a_bug_in_a_stage_ends_one_session_and_is_counted(
     """The agent sees nothing of it, the other session everything of its own."""
     transport = ScriptedTransport()
 
-    async with trimaran.open_telemetry(
-        "test", environ=LOOPBACK, transport=transport
-    ) as telemetry:
-        async with telemetry.session(session_id="bad") as bad, telemetry.session() as good:
+    async with (
+        trimaran.open_telemetry("test", environ=LOOPBACK, transport=transport) as telemetry,
+        telemetry.session(session_id="bad") as bad,
+        telemetry.session() as good,
+    ):
 
-            async def broken(_receive: object) -> None:
-                raise ZeroDivisionError
+        async def broken(_receive: object) -> None:
+            raise ZeroDivisionError
 
-            monkeypatch.setattr(bad._sender, "run", broken)  # type: ignore[attr-defined]  # noqa: SLF001
-            with structlog.testing.capture_logs() as logs:
-                bad.track(CALL)
-                good.track(CALL)
-                assert await good.flush(timeout=1)
-                assert await bad.flush(timeout=1)
-                bad.track(CALL)
+        monkeypatch.setattr(bad._sender, "run", broken)  # type: ignore[attr-defined]
+        with structlog.testing.capture_logs() as logs:
+            bad.track(CALL)
+            good.track(CALL)
+            assert await good.flush(timeout=1)
+            assert await bad.flush(timeout=1)
+            bad.track(CALL)
 
     assert good.statistics().delivered == 3
     assert bad.statistics().dropped == {"bug": 2, "closed": 2}
@@ -630,7 +633,7 @@ async def test_a_signal_ends_in_time_with_the_end_delivered(
 
 
 async def test_the_names_tell_what_a_person_looks_for() -> None:
-    """repr of a telemetry and a session: the tier, the reason, the books; no token."""
+    """Repr of a telemetry and a session: the tier, the reason, the books; no token."""
     account = trimaran.StaticAccount("https://x.test", "secret-token")
     async with Capture().open(account=account) as telemetry, telemetry.session() as session:
         shown = f"{telemetry!r} {session!r} {session.statistics()!r} {account!r}"

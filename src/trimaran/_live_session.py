@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from types import MappingProxyType
+from typing import cast
 
 import msgspec
 import trio
@@ -175,7 +176,7 @@ class LiveSession(Session):
             # The event is in: a cancel that came now would say that it is not.
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def flush(self, *, timeout: float = 2.0) -> Flushed:  # noqa: ASYNC109 - says how it ended
+    async def flush(self, *, timeout: float = 2.0) -> Flushed:
         """See :meth:`Session.flush`."""
         before = self.statistics()
         self._inbox.empty()
@@ -283,7 +284,7 @@ class LiveSession(Session):
         except* trio.Cancelled:
             reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
             raise
-        except* Exception as bugs:
+        except* Exception as bugs:  # noqa: BLE001 - a stage's bug is not the agent's
             self._tell_bug(bugs)
         finally:
             self._inbox.end()
@@ -364,5 +365,6 @@ class LiveSession(Session):
 def _kinds(error: BaseException) -> str:
     """The kinds of the errors in a group; their texts may quote an event."""
     if isinstance(error, BaseExceptionGroup):
-        return ", ".join(_kinds(part) for part in error.exceptions)
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return ", ".join(_kinds(part) for part in group.exceptions)
     return type(error).__name__

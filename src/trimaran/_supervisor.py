@@ -10,7 +10,7 @@ is cancelled, and end, whatever they are doing, at the scope's deadline.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
@@ -52,7 +52,7 @@ class Supervisor:
         """Sessions can be opened."""
 
     @asynccontextmanager
-    async def session(self, context: SessionContext, *, announce: bool) -> AsyncIterator[Session]:
+    async def session(self, context: SessionContext, *, announce: bool) -> AsyncGenerator[Session]:
         """A session whose stages run here. Neither end is a checkpoint."""
         session = LiveSession(context, self.shared, announce=announce)
         if self._stages is None or self._closing.is_set():
@@ -114,7 +114,7 @@ class Supervisor:
                 random=shared.random,
                 wall_clock=shared.wall_clock,
             ).run(receive)
-        except Exception as bug:  # noqa: BLE001 - ours, and not to reach the host
+        except Exception as bug:
             shared.diagnostics.warn("telemetry failed", error=type(bug).__name__)
             if shared.settings.strict:
                 raise
@@ -142,7 +142,7 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def entered(session: Session) -> AsyncIterator[Session]:
+async def entered(session: Session) -> AsyncGenerator[Session]:
     """Make *session* the current one of the block. Neither end is a checkpoint."""
     entered = current.set(session)
     try:
@@ -154,7 +154,7 @@ async def entered(session: Session) -> AsyncIterator[Session]:
 
 
 @contextmanager
-def _named_in_logs(session_id: str) -> Iterator[None]:
+def _named_in_logs(session_id: str) -> Generator[None]:
     """Let structlog's ``merge_contextvars`` add the session's id to the block's records."""
     from structlog.contextvars import (  # noqa: PLC0415 - tens of milliseconds
         bind_contextvars,
@@ -167,5 +167,3 @@ def _named_in_logs(session_id: str) -> Iterator[None]:
     finally:
         with suppress(ValueError):
             reset_contextvars(**bound)
-
-

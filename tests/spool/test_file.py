@@ -50,12 +50,12 @@ def put(spool: SpoolFile, *keys: str, body: bytes = b"{}") -> None:
 
 def die(spool: SpoolFile) -> None:
     """What the kernel does to a killed process: its files are closed, nothing more."""
-    assert spool._database is not None  # noqa: SLF001
-    assert spool._lock is not None  # noqa: SLF001
-    spool._database.close()  # noqa: SLF001
-    spool._database = None  # noqa: SLF001
-    spool._lock.release(remove=False)  # noqa: SLF001
-    spool._lock = None  # noqa: SLF001
+    assert spool._database is not None
+    assert spool._lock is not None
+    spool._database.close()
+    spool._database = None
+    spool._lock.release(remove=False)
+    spool._lock = None
 
 
 def keys(spool: SpoolFile) -> list[str]:
@@ -296,7 +296,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_rest(
     """What does not fit is told; what was there stays, and with room again it goes on."""
     mine = spool()
     put(mine, "a")
-    database = mine._database  # noqa: SLF001
+    database = mine._database
     assert database is not None
     (pages,) = database.execute("PRAGMA page_count").fetchone()
     database.execute(f"PRAGMA max_page_count = {pages + 1}")
@@ -317,9 +317,11 @@ def test_the_mode_of_writing_is_the_one_that_was_chosen(
     mine = spool(survives=survives)
     put(mine, "a")
 
-    database = mine._database  # noqa: SLF001
+    database = mine._database
     assert database is not None
-    assert database.execute("PRAGMA synchronous").fetchone() == ({"kill": 1, "power_loss": 2}[survives],)
+    assert database.execute("PRAGMA synchronous").fetchone() == (
+        {"kill": 1, "power_loss": 2}[survives],
+    )
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

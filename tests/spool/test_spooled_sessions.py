@@ -168,7 +168,10 @@ async def test_an_outage_waits_on_disk_and_not_in_memory(
         mailbox_events=200, backlog_events=200, batch_events=50, drain_timeout=100
     )
     capture = Capture([DOWN] * 8)
-    async with open_spooled(capture, settings=settings) as telemetry, telemetry.session() as session:
+    async with (
+        open_spooled(capture, settings=settings) as telemetry,
+        telemetry.session() as session,
+    ):
         for number in range(5000):
             session.track(trimaran.ToolCall(tool_name="bash", sequence_index=number))
             if number % 100 == 0:
@@ -276,9 +279,7 @@ async def test_a_disk_that_cannot_be_used_costs_no_event(
     assert "spool.db: file is not a database" in logs[0]["error"]
 
 
-async def test_no_token_is_on_disk(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_no_token_is_on_disk(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     """Neither in the rows nor anywhere else in the files."""
     settings = trimaran.Settings(spool=trimaran.Spool(directory=str(tmp_path)), drain_timeout=0.5)
     async with (

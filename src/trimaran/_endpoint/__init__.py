@@ -180,9 +180,7 @@ class Endpoint:
             tokens.refuse(fresh or token)
         return answer
 
-    async def _post(
-        self, request: Request, token: str | None, made: Callable[[], None]
-    ) -> Answer:
+    async def _post(self, request: Request, token: str | None, made: Callable[[], None]) -> Answer:
         if token is not None:
             headers = {**request.headers, "authorization": f"Bearer {token}"}
             request = Request(request.url, headers, request.body)

@@ -21,7 +21,7 @@ _ACCOUNT_INTERVAL = 1.0
 file, and a thousand sessions may ask at once."""
 
 
-class ConsentWithdrawn(Exception):  # noqa: N818 - it is no error
+class ConsentWithdrawn(Exception):
     """Nothing may be sent any more."""
 
 

@@ -120,45 +120,50 @@ class Sender:
             },
             body,
         )
+        answer = await self._last_answer(request)
+        if answer is DropReason.CONSENT_WITHDRAWN and self._keeper is not None:
+            arrived = self._drop(batch, answer)
+            await self._keeper.withdraw()
+            return arrived
+        if isinstance(answer, DropReason):
+            return self._drop(batch, answer)
+        verdict = self._verdict(answer)
+        if verdict is Verdict.DELIVERED:
+            return self._delivered(batch, answer)
+        if verdict is Verdict.HALVE and batch.events > 1:
+            arrived = True
+            for half in await self._halves(replace(batch, body=body)):
+                assert half.body is not None
+                arrived = await self._deliver(half, half.body) and arrived
+                await self._remove(half)
+            return arrived
+        if verdict is Verdict.HALVE:
+            return self._drop(batch, DropReason.TOO_LARGE)
+        self._diagnostics.warn("telemetry rejected", status=answer.status)
+        return self._drop(batch, DropReason.REJECTED)
+
+    async def _last_answer(self, request: Request) -> Answer | DropReason:
+        """Try until an answer settles it, or give the reason to try no more."""
         self._is_repetition = False
         give_up_at = trio.current_time() + self._settings.retry_timeout
+        answer = _NO_ANSWER
         failures = 0
         while True:
-            answer = None
-            is_withdrawn = False
-            with trio.move_on_at(give_up_at):
+            with trio.move_on_at(give_up_at) as in_time:
                 try:
                     answer = await self._attempt(request, is_repeated=failures > 0)
                 except ConsentWithdrawn:
-                    is_withdrawn = True
-            if is_withdrawn:
-                arrived = self._drop(batch, DropReason.CONSENT_WITHDRAWN)
-                if self._keeper is not None:
-                    await self._keeper.withdraw()
-                return arrived
-            if answer is None:
-                return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
-            match self._verdict(answer):
-                case Verdict.DELIVERED:
-                    return self._delivered(batch, answer)
-                case Verdict.REJECTED:
-                    self._diagnostics.warn("telemetry rejected", status=answer.status)
-                    return self._drop(batch, DropReason.REJECTED)
-                case Verdict.HALVE if batch.events == 1:
-                    return self._drop(batch, DropReason.TOO_LARGE)
-                case Verdict.HALVE:
-                    arrived = True
-                    for half in await self._halves(replace(batch, body=body)):
-                        assert half.body is not None
-                        arrived = await self._deliver(half, half.body) and arrived
-                        await self._remove(half)
-                    return arrived
-                case Verdict.RETRY | Verdict.UNAUTHORIZED as verdict:
-                    failures += 1
-                    again_at = self._again_at(verdict, answer, failures)
-                    if again_at > give_up_at:
-                        return self._drop(batch, self.held_back_by or DropReason.RETRIES_EXHAUSTED)
+                    return DropReason.CONSENT_WITHDRAWN
+            if not in_time.cancelled_caught:
+                verdict = self._verdict(answer)
+                if verdict not in {Verdict.RETRY, Verdict.UNAUTHORIZED}:
+                    return answer
+                failures += 1
+                again_at = self._again_at(verdict, answer, failures)
+                if again_at <= give_up_at:
                     await self._endpoint.pause_until(again_at)
+                    continue
+            return self.held_back_by or DropReason.RETRIES_EXHAUSTED
 
     async def _halves(self, batch: Batch) -> tuple[Batch, Batch]:
         """Two batches in the place of one that is too large, on disk as well."""

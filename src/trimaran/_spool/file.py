@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -137,7 +137,9 @@ class SpoolFile:
             SpoolError: it cannot be read.
         """
         with self._errors_told():
-            row = self._opened().execute("SELECT body FROM batches WHERE key = ?", (key,)).fetchone()
+            row = (
+                self._opened().execute("SELECT body FROM batches WHERE key = ?", (key,)).fetchone()
+            )
         return None if row is None else row[0]
 
     def remove(self, keys: Sequence[str]) -> None:
@@ -195,7 +197,9 @@ class SpoolFile:
                     "UPDATE batches SET owner = ? WHERE owner = ? AND destination = ?",
                     (self._owner, owner, self._destination),
                 )
-                left = database.execute("SELECT 1 FROM batches WHERE owner = ?", (owner,)).fetchone()
+                left = database.execute(
+                    "SELECT 1 FROM batches WHERE owner = ?", (owner,)
+                ).fetchone()
                 lock.release(remove=left is None)
             evicted = self._expired(database)
         self._remove_old_locks()
@@ -278,7 +282,7 @@ class SpoolFile:
         return [Evicted(key=key, events=events, reason=reason) for key, events in rows]
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         with self._errors_told():
             database = self._opened()
             database.execute("BEGIN IMMEDIATE")
@@ -291,7 +295,7 @@ class SpoolFile:
             database.execute("COMMIT")
 
     @contextmanager
-    def _errors_told(self) -> Iterator[None]:
+    def _errors_told(self) -> Generator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:

@@ -126,7 +126,9 @@ class SpoolKeeper:
         """
         kept = whole.kept
         assert kept is not None
-        halves = [(part.key, part.body or b"", part.events, part.reports) for part in (first, second)]
+        halves = [
+            (part.key, part.body or b"", part.events, part.reports) for part in (first, second)
+        ]
         try:
             await self._run(lambda: self._file.split(whole.key, halves))
         except SpoolError as error:

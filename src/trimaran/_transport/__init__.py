@@ -31,7 +31,8 @@ class Request(msgspec.Struct, frozen=True):
 
 class Answer(msgspec.Struct, frozen=True):
     """What the endpoint said: a status, ``Retry-After`` as it came, and the body's
-    first 64 KiB."""
+    first 64 KiB.
+    """
 
     status: int
     retry_after: str | None = None

@@ -29,7 +29,8 @@ def _is_not_ours(_record: logging.LogRecord) -> bool:
 
 class _Body(httpx.AsyncByteStream):
     """A body in one piece. The client's own is an async generator, which a cancelled
-    request would leave suspended for the garbage collector to complain about."""
+    request would leave suspended for the garbage collector to complain about.
+    """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -63,7 +64,7 @@ class HttpTransport:
             verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             # The caller's cancel scope is the one clock: httpx's own limits would
             # each cover a part of an attempt, and none the whole.
-            timeout=None,
+            timeout=None,  # noqa: S113
             follow_redirects=False,
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=max_connections
