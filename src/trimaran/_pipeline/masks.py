@@ -204,17 +204,17 @@ _SHAPES = re.compile(
             r"whsec_[\w+/]{16,}+=*+",
             r"gh[oprsu]_[A-Za-z0-9]{20,}+",  # GitHub
             r"github_pat_\w{20,}+",
-            r"gl[a-z]{2,5}-[\w\-.]{16,}+",  # GitLab
-            r"xox[a-z](?:\.xox[a-z])?-[\w\-]{10,}+",  # Slack
+            r"gl(?:pat|ptt|rt|dt|cbt|ft|soat|imt|agent|oas|ffct)-[\w\-.]{16,}+",  # GitLab
+            r"xox[a-z](?:\.xox[a-z])?-[\w\-]{16,}+",  # Slack
             r"xapp-\d-[\w\-]{10,}+",
             r"hooks\.slack\.com/services/[\w/]{8,}+",
             r"discord(?:app)?\.com/api/webhooks/[\w/\-]{8,}+",
             r"A(?:KI|SI|BI|CC)A[0-9A-Z]{16,}+",  # AWS
             r"AIza[\w\-]{30,}+",  # Google
-            r"ya29\.[\w\-.]{10,}+",
+            r"ya29\.[\w\-.]{16,}+",
             r"GOCSPX-[\w\-]{16,}+",
             r"npm_[A-Za-z0-9]{30,}+",
-            r"pypi-(?=[a-z\-_]{0,64}[0-9A-Z])[\w\-]{16,}+",
+            r"pypi-AgE[\w\-]{16,}+",
             r"hf_[A-Za-z0-9]{20,}+",  # Hugging Face
             r"gsk_[A-Za-z0-9]{20,}+",  # Groq
             r"xai-[A-Za-z0-9]{20,}+",
