@@ -77,7 +77,7 @@ def words(text: str) -> list[str]:
 
 def chance(seed: int) -> random.Random:
     """A source of made-up secrets that are the same for the same *seed*."""
-    return random.Random(seed)  # noqa: S311 - nothing is kept secret by them
+    return random.Random(seed)
 
 
 def pattern(prefix: str, alphabet: str, length: int) -> Callable[[random.Random], str]:
