@@ -78,22 +78,20 @@ async def by_hand(url: str, events: list[trimaran.Event]) -> Spent:
     encode = msgspec.json.Encoder().encode
     async with httpx.AsyncClient() as client:
 
+        async def post(events: list[trimaran.Event]) -> None:
+            answer = await client.post(
+                url + INGEST_PATH,
+                content=encode(_Body("s" * 32, "1.0", "", "p", now, events)),
+                headers={"content-type": "application/json"},
+            )
+            answer.raise_for_status()
+
         async def send() -> None:
             for start in range(0, len(stamped), BATCH):
-                body = _Body("s" * 32, "1.0", "", "p", now, stamped[start : start + BATCH])
-                answer = await client.post(
-                    url + INGEST_PATH,
-                    content=encode(body),
-                    headers={"content-type": "application/json"},
-                )
-                answer.raise_for_status()
+                await post(stamped[start : start + BATCH])
 
-        (await client.post(url + INGEST_PATH, content=_empty(encode))).raise_for_status()
+        await post([])
         return await _timed(send)
-
-
-def _empty(encode: Callable[[object], bytes]) -> bytes:
-    return encode(_Body("s" * 32, "1.0", "", "p", 0, []))
 
 
 async def _timed(work: Callable[[], Awaitable[None]]) -> Spent:
