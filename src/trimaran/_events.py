@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -58,8 +58,9 @@ def _wire_name(class_name: str) -> str:
 
 def tool_type_of(tool_name: object) -> ToolType:
     """``"mcp"`` for a tool whose name starts with ``mcp__``, else ``"standard"``."""
-    # str's own method: a host's subclass may have another one, which may raise.
-    is_mcp = isinstance(tool_name, str) and str.startswith(tool_name, "mcp__")
+    # By its type and by str's own method: the value's class may be anybody's code.
+    is_text = issubclass(type(tool_name), str)
+    is_mcp = is_text and str.startswith(cast("str", tool_name), "mcp__")
     return "mcp" if is_mcp else "standard"
 
 

@@ -7,10 +7,9 @@ Does not know: batches, sending, the session itself.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -24,6 +23,9 @@ from trimaran._pipeline.redact import Redactor
 __all__ = ["ToolSequence", "Totals", "collect"]
 
 UNSET = msgspec.UNSET
+
+_MOST = 1 << 53
+"""Up to here a double counts exactly."""
 
 
 class ToolSequence:
@@ -55,12 +57,9 @@ class Totals:
 
     def count_generation(self, event: Generation) -> None:
         """Add a generation's cost and tokens. What is no number counts as nothing."""
-        if _is_number(event.cost):
-            self.cost += event.cost
-        if isinstance(event.tokens, Tokens):  # pyright: ignore[reportUnnecessaryIsInstance]
-            for count in msgspec.structs.astuple(event.tokens):
-                if type(count) is int or _is_number(count):
-                    self.tokens += count
+        self.cost += _summand(event.cost)
+        if type(event.tokens) is Tokens:
+            self.tokens += sum(map(_summand, msgspec.structs.astuple(event.tokens)))
 
     def complete(self, event: SessionEnd) -> SessionEnd:
         """*event* with the totals so far in place of those that it leaves unset."""
@@ -110,7 +109,11 @@ def _completed(event: Event, totals: Totals, tools: ToolSequence) -> Event:
     """Count *event*, and fill in the fields that it leaves to the session."""
     if isinstance(event, ToolCall):
         totals.tool_calls += 1
-        if event.sequence_index is UNSET or event.tool_type is UNSET:
+        if (
+            event.sequence_index is UNSET
+            or event.previous_tool is UNSET
+            or event.tool_type is UNSET
+        ):
             return _completed_tool_call(event, tools)
     elif isinstance(event, Generation):
         totals.count_generation(event)
@@ -120,15 +123,15 @@ def _completed(event: Event, totals: Totals, tools: ToolSequence) -> Event:
 
 
 def _completed_tool_call(event: ToolCall, tools: ToolSequence) -> ToolCall:
-    name = event.tool_name if isinstance(event.tool_name, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
-    if event.sequence_index is UNSET:
-        index, previous = tools.begin(name)
-        event = replace(
-            event,
-            sequence_index=index,
-            previous_tool=_given(event.previous_tool, previous),
-        )
-    return replace(event, tool_type=_given(event.tool_type, tool_type_of(name)))
+    index, previous = event.sequence_index, None
+    if index is UNSET:
+        index, previous = tools.begin(event.tool_name)
+    return replace(
+        event,
+        tool_type=_given(event.tool_type, tool_type_of(event.tool_name)),
+        sequence_index=index,
+        previous_tool=_given(event.previous_tool, previous),
+    )
 
 
 _Value = TypeVar("_Value")
@@ -138,8 +141,10 @@ def _given(value: _Value | msgspec.UnsetType, otherwise: _Value) -> _Value:
     return otherwise if value is UNSET else value
 
 
-def _is_number(value: object) -> bool:
-    """A finite number, and not a bool."""
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
+def _summand(value: object) -> Any:  # noqa: ANN401 - whole numbers stay whole
+    """A number as it is summed up; 0 for what is none, or is past all counting.
+
+    One value, NaN say, or a number of a hundred digits, must not spoil a total.
+    """
+    is_plain = type(value) is int or type(value) is float
+    return value if is_plain and -_MOST < cast("float", value) < _MOST else 0
