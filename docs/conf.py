@@ -34,7 +34,6 @@ _OTHERS += "|starlette|structlog|trio|types|typing"
 nitpick_ignore_regex = [
     ("py:.*", rf"({_OTHERS})\..*"),
     ("py:.*", r"trimaran\.(.*\.)?_\w+"),  # a type variable, say
-    ("py:class", r"trimaran\._spool\.keeper\.RunBlocking"),  # what a function does is its type
 ]
 
 

@@ -120,6 +120,7 @@ class World:
 
     scenario: Scenario
     endpoint: Endpoint
+    random: Random
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     sessions: list[trimaran.Session] = field(default_factory=list)
     left: float | None = None
@@ -145,6 +146,7 @@ class World:
             "account": Login(),
             "environ": {},
             "transport": self.endpoint,
+            "random": self.random,
             "settings": msgspec.structs.replace(
                 SETTINGS, drain_timeout=self.scenario.drain_timeout
             ),
@@ -241,8 +243,8 @@ class Points(trio.abc.Instrument):
 
 @contextmanager
 def countable(points: Points, seed: int) -> Iterator[None]:
-    """Let *seed* decide what is left to chance: the order of tasks that can run at the same
-    time, and the jitter. Checkpoints that only look whether they are cancelled are points.
+    """Let *seed* decide the order of tasks that can run at the same time. Checkpoints that
+    only look whether they are cancelled are points.
     """
     look = trio.lowlevel.checkpoint_if_cancelled
 
@@ -256,8 +258,6 @@ def countable(points: Points, seed: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trio.lowlevel, "checkpoint_if_cancelled", counted)
         patch.setattr(loop, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-        # run_telemetry() takes no source of chance.
-        patch.setattr("trimaran._telemetry.Random", partial(Random, seed))
         loop._r.seed(seed)
         try:
             yield
@@ -267,7 +267,7 @@ def countable(points: Points, seed: int) -> Iterator[None]:
 
 def run(scenario: Scenario, *, cancel_at: int | None, seed: int = 0) -> tuple[World, Points]:
     """Run *scenario*; the same arguments give the same run, step by step."""
-    world = World(scenario, Endpoint(scenario.hangs_from))
+    world = World(scenario, Endpoint(scenario.hangs_from), Random(seed))
     points = Points(world, cancel_at)
     clock = trio.testing.MockClock(autojump_threshold=0)
     with countable(points, seed):
@@ -333,7 +333,7 @@ def test_books_that_do_not_add_up_are_seen() -> None:
         def statistics(self) -> trimaran.Statistics:
             return trimaran.Statistics(tracked=1)
 
-    world = World(Scenario("around the telemetry"), Endpoint(FOREVER))
+    world = World(Scenario("around the telemetry"), Endpoint(FOREVER), Random(0))
     world.sessions.append(HasLostOne())
     points = Points(world, None)
 

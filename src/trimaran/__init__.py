@@ -35,6 +35,7 @@ from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
 from trimaran._settings import Settings, Spool
+from trimaran._spool.keeper import RunBlocking
 from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
 from trimaran._transport import Answer, Request, Transport, TransportError
 from trimaran._version import __version__
@@ -61,6 +62,7 @@ __all__ = [
     "GenerationMeasure",
     "Problem",
     "Request",
+    "RunBlocking",
     "Session",
     "SessionEnd",
     "SessionStart",

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
+from typing import cast
 
 import trio
 
@@ -27,8 +28,8 @@ from trimaran._endpoint.token import TokenKeeper, is_usable_token
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._live_session import SessionContext, Shared
 from trimaran._pipeline.encoder import jsonable
-from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._pipeline.ledger import Statistics
+from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._session import SILENT, Session
 from trimaran._settings import Settings, Spool
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
@@ -95,9 +96,11 @@ class Telemetry:
         """
         if self._supervisor is None:
             return entered(SILENT)
+        if session_id is None:
+            session_id = self._supervisor.shared.new_id()
         return self._supervisor.session(
             SessionContext(
-                session_id=self._supervisor.shared.new_id() if session_id is None else _text(session_id),
+                session_id=_text(session_id),
                 project_id=_text(project_id),
                 agent=_text(agent),
                 model_id=_text(model_id),
@@ -124,7 +127,7 @@ async def open_telemetry(
     random: Random | None = None,
     new_id: Callable[[], str] = random_id,
     run_blocking: RunBlocking | None = None,
-) -> AsyncIterator[Telemetry]:
+) -> AsyncGenerator[Telemetry]:
     """Decide whether telemetry is on, and run it around a block.
 
     Leaving the block, in whichever way, ends all sessions, delivers what is pending
@@ -158,7 +161,7 @@ async def open_telemetry(
         ValueError: *app* is no name. Nothing else: what is wrong with an account or a
             URL disables telemetry, with the reason in its decision and one warning.
     """
-    if not isinstance(app, str) or not any(letter.isalnum() for letter in app):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not _is_name(app):
         message = f"open_telemetry({app!r}): the app's name must be text with a letter in it"
         raise ValueError(message)
     settings = Settings() if settings is None else settings
@@ -179,7 +182,7 @@ async def open_telemetry(
 
     # Here rather than in the first session: it takes tens of milliseconds. Not in a
     # thread: a clock that jumps ahead while nothing runs does not wait for threads.
-    import structlog.contextvars  # noqa: F401, PLC0415
+    import structlog.contextvars  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
 
     random = Random() if random is None else random  # noqa: S311 - jitter is no secret
     outages = Outages(diagnostics, now)
@@ -239,7 +242,7 @@ async def open_telemetry(
             except BaseException as error:  # noqa: BLE001 - raised again below, as it is
                 failure = error
             supervisor.close()
-    except BaseException as ended:  # noqa: BLE001 - raised again, or outranked by the block's own
+    except BaseException as ended:
         own = _other_than_cancelled(ended)
         if isinstance(own, KeyboardInterrupt) or (
             own is not None and (failure is None or isinstance(failure, trio.Cancelled))
@@ -253,17 +256,27 @@ async def open_telemetry(
         raise failure
 
 
+def _is_name(app: object) -> bool:
+    return isinstance(app, str) and any(letter.isalnum() for letter in app)
+
+
 def _other_than_cancelled(error: BaseException) -> BaseException | None:
     """What is in *error* beside cancellations; one exception stands alone.
 
     The nursery is a detail of ours: a Ctrl-C is to come out as ``KeyboardInterrupt``.
     """
-    if isinstance(error, BaseExceptionGroup):
-        error_without = error.split(trio.Cancelled)[1]
-        while isinstance(error_without, BaseExceptionGroup) and len(error_without.exceptions) == 1:
-            error_without = error_without.exceptions[0]
-        return error_without
-    return None if isinstance(error, trio.Cancelled) else error
+    if not isinstance(error, BaseExceptionGroup):
+        return None if isinstance(error, trio.Cancelled) else error
+    own = cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)[1]
+    return None if own is None else _alone(own)
+
+
+def _alone(error: BaseException) -> BaseException:
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    first, *others = group.exceptions
+    return group if others else _alone(first)
 
 
 def _spool_keeper(
@@ -346,6 +359,13 @@ async def run_telemetry(
     settings: Settings | None = None,
     environ: Mapping[str, str] | None = None,
     transport: Transport | None = None,
+    consent: Callable[[], bool] | None = None,
+    on_drop: OnDrop | None = None,
+    on_problem: OnProblem | None = None,
+    wall_clock: Callable[[], float] = time.time,
+    random: Random | None = None,
+    new_id: Callable[[], str] = random_id,
+    run_blocking: RunBlocking | None = None,
     task_status: trio.TaskStatus[Telemetry] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run telemetry as a task of a nursery that the host owns.
@@ -361,6 +381,13 @@ async def run_telemetry(
         settings=settings,
         environ=environ,
         transport=transport,
+        consent=consent,
+        on_drop=on_drop,
+        on_problem=on_problem,
+        wall_clock=wall_clock,
+        random=random,
+        new_id=new_id,
+        run_blocking=run_blocking,
     ) as telemetry:
         task_status.started(telemetry)
         await trio.sleep_forever()

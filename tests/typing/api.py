@@ -4,9 +4,10 @@ Every public name stands here, spelt ``trimaran.x``, in a use whose type matters
 compares this file with ``__all__``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import assert_type
+from random import Random
+from typing import TypeVar, assert_type
 
 import structlog
 import trio
@@ -15,6 +16,8 @@ import trimaran
 import trimaran.receiver
 import trimaran.structlog
 import trimaran.testing
+
+_Result = TypeVar("_Result")
 
 settings = trimaran.Settings(drain_timeout=1.0, mailbox_policy="drop_newest")
 lasting = trimaran.Settings(spool=trimaran.Spool())
@@ -102,6 +105,19 @@ def warn(told: trimaran.Problem) -> None:
     assert_type(told.facts, Mapping[str, object])
 
 
+def agrees() -> bool:
+    """A host's own switch."""
+    return True
+
+
+async def at_once(call: Callable[[], _Result], /) -> _Result:
+    """A host's own way to run what blocks."""
+    return call()
+
+
+run_blocking: trimaran.RunBlocking = at_once
+
+
 async def record(telemetry: trimaran.Telemetry) -> None:
     """Everything that a session takes."""
     async with telemetry.session(
@@ -135,16 +151,30 @@ async def embed() -> None:
         settings=settings,
         environ={},
         transport=transport,
+        consent=agrees,
         on_drop=hear,
         on_problem=warn,
+        run_blocking=run_blocking,
     ) as telemetry:
         assert_type(telemetry, trimaran.Telemetry)
         assert_type(telemetry.decision, trimaran.Decision)
         assert_type(telemetry.decision.tier, trimaran.Tier)
+        assert_type(telemetry.leftovers(), trimaran.Statistics)
         await record(telemetry)
     async with trio.open_nursery() as nursery:
         started: trimaran.Telemetry = await nursery.start(trimaran.run_telemetry, "altimate")
         await record(started)
+        await nursery.start(
+            partial(
+                trimaran.run_telemetry,
+                "altimate",
+                consent=agrees,
+                on_drop=hear,
+                on_problem=warn,
+                random=Random(0),
+                run_blocking=run_blocking,
+            )
+        )
 
 
 def decide() -> str:
