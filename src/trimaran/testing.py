@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 import trio
@@ -25,8 +25,8 @@ __all__ = ["Capture", "CapturedBatch", "ScriptedTransport"]
 
 _Event = TypeVar("_Event", bound=Event)
 
-OK = Answer(200)
-CAPTURE_URL = "https://capture.invalid"
+_OK = Answer(200)
+_CAPTURE_URL = "https://capture.invalid"
 """Where a capture says that it delivers; the name cannot exist (RFC 2606)."""
 
 
@@ -68,7 +68,7 @@ class ScriptedTransport:
             if isinstance(step, Answer):
                 return self._answered(request, step)
             await trio.sleep(step)
-        return self._answered(request, OK)
+        return self._answered(request, _OK)
 
     def _answered(self, request: Request, answer: Answer) -> Answer:
         if 200 <= answer.status < 300:
@@ -115,7 +115,7 @@ class Capture(ScriptedTransport):
             version=version,
             account=account,
             settings=msgspec.structs.replace(chosen, strict=True),
-            environ={switch_name(app, "URL"): CAPTURE_URL} if environ is None else environ,
+            environ={switch_name(app, "URL"): _CAPTURE_URL} if environ is None else environ,
             transport=self,
         )
 
@@ -130,13 +130,16 @@ class Capture(ScriptedTransport):
                 batches.append(_read(request.body))
         return batches
 
-    def events(self, kind: type[_Event] = Event) -> list[_Event]:  # type: ignore[assignment]
+    @overload
+    def events(self) -> list[Event]: ...
+
+    @overload
+    def events(self, kind: type[_Event]) -> list[_Event]: ...
+
+    def events(self, kind: type[Event] = Event) -> list[Any]:
         """What was delivered, of one class of events or of all, in order of delivery."""
         return [
-            event
-            for batch in self.batches()
-            for event in batch.events
-            if isinstance(event, kind)
+            event for batch in self.batches() for event in batch.events if isinstance(event, kind)
         ]
 
     def sessions(self) -> dict[str, list[Event]]:
@@ -150,9 +153,8 @@ class Capture(ScriptedTransport):
 def _read(body: bytes) -> CapturedBatch:
     envelope: dict[str, Any] = msgspec.json.decode(body)
     kinds = {str(kind.__struct_config__.tag): kind for kind in _all_kinds(Event)}
-    return CapturedBatch(
-        **{**envelope, "events": [_typed(event, kinds) for event in envelope["events"]]}
-    )
+    envelope["events"] = [_typed(event, kinds) for event in envelope["events"]]
+    return CapturedBatch(**envelope)
 
 
 def _typed(event: dict[str, Any], kinds: Mapping[str, type[Event]]) -> Event:
