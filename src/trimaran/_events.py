@@ -68,7 +68,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=_wi
     """The base of every event; subclass it to add events of a host's own.
 
     The wire's ``type`` is the class name in snake case; give another one with
-    ``class Deploy(trimaran.Event, frozen=True, tag="deployment")``.
+    ``class Deploy(trimaran.Event, frozen=True, tag="deployment")``. Say ``frozen=True`` in
+    each class: events are frozen without it too, but to a type checker a class that does
+    not say so is not, and may not have a base that is.
 
     ``timestamp`` (whole milliseconds since the epoch) and ``session_id`` are the
     session's to stamp, at the moment the event is tracked. A *timestamp* given
@@ -175,7 +177,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 def _get(record: object, name: str) -> object:
     """A value of a usage record, which is a mapping or an object with attributes."""
     if isinstance(record, Mapping):
-        return record.get(name)
+        return cast("Mapping[str, object]", record).get(name)
     return getattr(record, name, None)
 
 
