@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 
 from trimaran import Command
 from trimaran._pipeline.encoder import encode
-from trimaran._pipeline.wire import Context, body, endpoint_url, halves, refused_indexes, stamped
+from trimaran._pipeline.mailbox import MOST_MILLISECONDS
+from trimaran._pipeline.wire import (
+    Context,
+    Stamper,
+    body,
+    endpoint_url,
+    halves,
+    refused_indexes,
+    stamped,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 STAMPS = st.integers(0, 1 << 53)
@@ -97,6 +106,17 @@ def test_any_stamped_event_is_json(session_id: str, timestamp: int, fields: dict
         "session_id": session_id,
         **fields,
     }
+
+
+@given(milliseconds=st.lists(st.integers(0, MOST_MILLISECONDS - 1) | st.integers(0, 3)))
+def test_a_time_in_seconds_is_stamped_to_the_millisecond(milliseconds: list[int]) -> None:
+    """No millisecond is lost on the way through seconds; what is kept in between is right."""
+    stamper = Stamper(b'"s1"')
+
+    for millisecond in milliseconds:
+        assert stamper.stamped(b'{"a":1}', millisecond / 1000) == stamped(
+            b'{"a":1}', timestamp=millisecond, session_id_json=b'"s1"'
+        )
 
 
 @given(refused=st.lists(st.integers(-5, 15)), count=st.integers(0, 10))

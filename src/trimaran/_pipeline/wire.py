@@ -88,7 +88,8 @@ class Stamper:
 
     def stamped(self, encoded: bytes, time: float) -> bytes:
         """*encoded* with the session's stamps; *time* in seconds since the epoch."""
-        millisecond = int(time * 1000)
+        # Rounded: a millisecond that went through seconds may come back a hair below itself.
+        millisecond = int(time * 1000 + 0.5)
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             self._beginning = stamped(
