@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import termios
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -156,18 +158,121 @@ async def receiver(nursery: trio.Nursery, tmp_path: Path) -> Receiver:
     return started
 
 
-async def read_back(receiver_url: str, path: str = "") -> Any:
-    """What the receiver says at ``/api/sessions`` and below."""
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return (await client.get(f"{receiver_url}/api/sessions{path}")).raise_for_status().json()
+class Stored(Protocol):
+    """Asks a receiver for the events of a session."""
+
+    async def __call__(self, receiver: Receiver, session_id: str) -> list[dict[str, Any]]:
+        """The events in order; none of a session that is not there."""
+        ...
 
 
 @pytest.fixture
-def stored() -> Any:
-    """Asks a receiver for the events of a session."""
+def stored() -> Stored:
+    """What a receiver has."""
 
-    async def events(receiver: Receiver, session_id: str) -> list[dict[str, Any]]:
-        page = await read_back(receiver.url, f"/{session_id}/events?limit=1000")
-        return [entry.get("event", entry) for entry in page["events"]]
+    async def ask(receiver: Receiver, session_id: str) -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(f"{receiver.url}/api/sessions/{session_id}/events")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return []
+        events: list[dict[str, Any]] = answer.raise_for_status().json()["events"]
+        return events
 
-    return events
+    return ask
+
+
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Makes a terminal the one of a process, so that Ctrl-C on it is a signal there."""
+
+
+class OnTerminal(Protocol):
+    """Starts the command on a terminal."""
+
+    def __call__(self, *arguments: object) -> AbstractAsyncContextManager[Terminal]:
+        """For the length of a block; it is killed at its end at the latest."""
+        ...
+
+
+@pytest.fixture
+def on_terminal(command: Command) -> OnTerminal:
+    """The command on a terminal."""
+
+    @asynccontextmanager
+    async def start(*arguments: object) -> AsyncGenerator[Terminal]:
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (24, 80))
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [sys.executable, "-c", _TAKE_TERMINAL, *command.line(*arguments)],
+                    stdin=theirs,
+                    stdout=theirs,
+                    stderr=theirs,
+                    check=False,
+                    start_new_session=True,
+                    cwd=command.directory,
+                    env={**command.environ, "TERM": "xterm"},
+                )
+            )
+            os.close(theirs)
+            terminal = Terminal(process, ours)
+            nursery.start_soon(terminal.collect)
+            yield terminal
+            nursery.cancel_scope.cancel()
+        os.close(ours)
+
+    return start
+
+
+class Terminal:
+    """A command on a terminal of 80 characters by 24."""
+
+    def __init__(self, process: trio.Process, descriptor: int) -> None:
+        self._process = process
+        self._descriptor = descriptor
+        self._shown = bytearray()
+        self._news = trio.Event()
+        self._over = False
+
+    async def collect(self) -> None:
+        """Read what is shown, until nobody has the terminal open any more."""
+        while True:
+            try:
+                chunk = await trio.to_thread.run_sync(os.read, self._descriptor, 65536)
+            except OSError:  # Linux's way to say that the other end is closed
+                chunk = b""
+            self._shown += chunk
+            self._over = not chunk
+            self._news.set()
+            self._news = trio.Event()
+            if self._over:
+                return
+
+    @property
+    def shown(self) -> str:
+        """Everything that was shown, with all control sequences."""
+        return self._shown.decode()
+
+    async def says(self, text: str) -> None:
+        """Wait until *text* was shown."""
+        with trio.fail_after(PATIENCE):
+            while text not in self.shown:
+                assert not self._over, f"it ended without {text!r}: {self.shown}"
+                await self._news.wait()
+
+    async def types(self, text: str) -> None:
+        """Type *text*."""
+        await trio.to_thread.run_sync(os.write, self._descriptor, text.encode())
+
+    async def ends(self) -> int:
+        """Wait until it has ended; its exit status."""
+        with trio.fail_after(PATIENCE):
+            status = await self._process.wait()
+            while not self._over:
+                await self._news.wait()
+        return status

@@ -76,7 +76,7 @@ def test_reads_back_what_was_sent(kind: type[trimaran.Event]) -> None:
     given_fields = {name: required[name] for name in kind.__struct_fields__ if name in required}
     if kind is trimaran.CompactionTriggered:
         given_fields["trigger"] = "error_recovery"
-    event = kind(timestamp=5, **given_fields)  # type: ignore[arg-type]
+    event = kind(timestamp=5, **given_fields)
 
     assert event_of(LineReader().read(msgspec.json.encode(event))) == event
 

@@ -48,13 +48,13 @@ def line_of(error: BaseException) -> tuple[str, int] | None:
 
 def _sentence(text: str) -> str:
     """A message of click's as the middle of a line."""
-    return (text[:1].lower() + text[1:]).rstrip(".")
+    return (text[:1].lower() + text[1:]).rstrip(".?")
 
 
 def _of_system(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    what = error.strerror or str(error) or type(error).__name__
-    return f"{where}{what[:1].lower()}{what[1:]}{_ADVICE.get(error.errno or 0, '')}"
+    what = _sentence(error.strerror) if error.strerror else str(error) or type(error).__name__
+    return f"{where}{what}{_ADVICE.get(error.errno or 0, '')}"
 
 
 _ADVICE = {

@@ -7,6 +7,7 @@ Does not know: the command line, how the outcome is told.
 
 from __future__ import annotations
 
+import math
 import os
 
 import msgspec
@@ -27,7 +28,7 @@ from trimaran.cli._input import (
     Source,
     open_source,
 )
-from trimaran.cli._lines import Bad, Found, LineReader, PassedOver
+from trimaran.cli._lines import Bad, LineReader, PassedOver
 from trimaran.cli._progress import Display
 from trimaran.cli._recorded import Books, RecordedSessions
 from trimaran.cli._signals import Interrupt
@@ -224,16 +225,16 @@ class _Replay:
             return
         if not line.content.strip():
             return
-        match self._reader.read(line.content):
-            case Found(event, session_id):
-                self._tally.lines += 1
-                self._tally.found += 1
-                await sessions.send(event, session_id)
-            case PassedOver():
-                self._tally.lines += 1
-                self._tally.passed_over += 1
-            case Bad(reason):
-                self._count_bad(line.number, reason)
+        reading = self._reader.read(line.content)
+        if isinstance(reading, Bad):
+            self._count_bad(line.number, reading.reason)
+            return
+        self._tally.lines += 1
+        if isinstance(reading, PassedOver):
+            self._tally.passed_over += 1
+        else:
+            self._tally.found += 1
+            await sessions.send(reading.event, reading.session_id)
 
     def _count_bad(self, number: int, reason: str) -> None:
         self._tally.lines += 1
@@ -263,6 +264,8 @@ class _Replay:
                 self._display.say(f"{wait} for {self._options.timeout:g} s; giving up")
                 self._gave_up = True
                 scope.cancel()
+            elif left == math.inf:
+                self._display.say(f"{wait}; waiting on")
             else:
                 self._display.say(f"{wait}; giving up in {left:.0f} s, see --timeout")
 

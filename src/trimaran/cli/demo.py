@@ -42,7 +42,7 @@ from trimaran.cli.demo_tools import Tools
 from trimaran.cli.demo_view import View
 from trimaran.cli.serve import start_receiver
 
-__all__ = ["Entry", "demo", "find_sources", "shares"]
+__all__ = ["Entry", "demo", "find_sources", "print_books", "shares"]
 
 APP = "trimaran-demo"
 MOST_FILES = 25
@@ -99,7 +99,7 @@ async def _demo(
     root = Path(__file__).parent.parent if path is None else Path(path)
     exit_status: int | None = None
     if (off := opted_out(APP, os.environ)) is not None:
-        raise Failure(f"there is nothing to see: {off.reason}; unset {off.source} to see it")
+        raise Failure(f"there is nothing to see: {off.reason}; unset it")
     with tempfile.TemporaryDirectory(prefix="trimaran-demo-") as directory:
         workspace = Path(directory)
         async with trio.open_nursery() as nursery:
@@ -112,7 +112,7 @@ async def _demo(
                 _print_beginning(root, tasks, receiver.url, stdout)
                 await _run_agents(tasks, root, workspace, receiver.url, stdout)
                 entries = [await _entry(task, receiver.url) for task in tasks]
-                _print_books(entries, stdout)
+                print_books(entries, stdout)
                 exit_status = 0 if all(entry.adds_up for entry in entries) else FAILED
                 if not exits:
                     stdout.print(f"Look at the events: {receiver.url}/ (Ctrl-C ends)")
@@ -206,7 +206,8 @@ def _count_stored(url: str, session_id: str) -> int:
         return int(found["event_count"]) if answer.status == HTTPStatus.OK else 0
 
 
-def _print_books(entries: Sequence[Entry], stdout: Console) -> None:
+def print_books(entries: Sequence[Entry], stdout: Console) -> None:
+    """A row for each session, and whether all of it adds up."""
     table = new_table(
         *("Session", "Tools", "Failed", "Tokens", "Cost"),
         *("Tracked", "Delivered", "Dropped", "Stored"),

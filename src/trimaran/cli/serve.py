@@ -22,7 +22,7 @@ from trimaran.cli._terminal import console, leave_line, printable, tell_diagnost
 if TYPE_CHECKING:
     from trimaran.receiver import Receiver
 
-__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "serve", "start_receiver"]
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "cannot_listen", "serve", "start_receiver"]
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8474
@@ -67,7 +67,7 @@ def serve(host: str, port: int, database: str, token_file: str | None, max_body:
     \b
     Examples:
       trimaran serve --database telemetry.sqlite
-      trimaran serve --database /var/lib/t.sqlite --host 0.0.0.0 --token-file tokens.txt
+      trimaran serve --database t.sqlite --host 0.0.0.0 --token-file tokens.txt
 
     Ctrl-C and SIGTERM end it, after the requests under way; exit status 0 then.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
@@ -157,11 +157,12 @@ async def start_receiver(
     except StoreError as error:
         raise Failure(f"{error}; name another file with --database") from None
     except OSError as error:
-        raise Failure(_cannot_listen(host, port, error)) from None
+        raise Failure(cannot_listen(host, port, error)) from None
     return started
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
+def cannot_listen(host: str, port: int, error: OSError) -> str:
+    """Why *error* came of listening there, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"port {port} of {host} is in use; end the program that has it, "

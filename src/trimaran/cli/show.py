@@ -118,7 +118,7 @@ def as_text(request: Request) -> bytes:
     """*request* as HTTP writes it, without its token."""
     lines = [f"POST {request.url}"]
     for name, value in request.headers.items():
-        lines.append(f"{name}: {'Bearer [token]' if name == 'authorization' else value}")
+        lines.append(f"{name}: {'Bearer [token]' if name.lower() == 'authorization' else value}")
     return "\n".join([*lines, "", ""]).encode() + request.body + b"\n\n"
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple, NoReturn
 
 import click
 import structlog
+import trio
 
 from trimaran._account import CredentialsError, CredentialsFile
 from trimaran._decision import Decision, opted_out, switch_name
@@ -22,7 +22,6 @@ from trimaran._pipeline.wire import endpoint_url
 from trimaran._telemetry import open_telemetry
 from trimaran.cli._errors import FAILED
 from trimaran.cli._options import app_option
-from trimaran.cli._signals import Interrupt, run_interruptible
 from trimaran.cli._terminal import console, new_table, printable
 
 __all__ = ["Switch", "status", "switches"]
@@ -55,27 +54,25 @@ def status(app: str, credentials: str | None) -> int:
     \b
     Examples:
       trimaran status --app myagent
-      trimaran status --app myagent --credentials ~/.config/myagent/credentials.json
+      trimaran status --app myagent --credentials ~/.myagent/credentials.json
 
     Exit status: 0 if events are sent, 1 if not.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
-    return run_interruptible(partial(_status, app, credentials))
+    return trio.run(_status, app, credentials)
 
 
-async def _status(app: str, credentials: str | None, interrupt: Interrupt) -> int:
+async def _status(app: str, credentials: str | None) -> int:
     structlog.configure(processors=[_keep_silent])  # the table says it
-    with interrupt.ends():
-        provider = None if credentials is None else CredentialsFile(credentials)
-        async with open_telemetry(app, account=provider) as telemetry:
-            decision = telemetry.decision
-        account = "no file is named, see --credentials"
-        if provider is not None:
-            account = "not looked at, since telemetry is switched off"
-            if opted_out(app, os.environ) is None:
-                account = await _describe(provider)
-        _print(app, decision, switches(app, os.environ, account))
-        return 0 if decision.enabled else FAILED
-    return interrupt.exit_status
+    provider = None if credentials is None else CredentialsFile(credentials)
+    async with open_telemetry(app, account=provider) as telemetry:
+        decision = telemetry.decision
+    account = "no file is named, see --credentials"
+    if provider is not None:
+        account = "not looked at, since telemetry is switched off"
+        if opted_out(app, os.environ) is None:
+            account = await _describe(provider)
+    _print(app, decision, switches(app, os.environ, account))
+    return 0 if decision.enabled else FAILED
 
 
 def _keep_silent(_logger: object, _name: str, _record: object) -> NoReturn:
