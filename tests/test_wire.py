@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trimaran import Command
@@ -109,6 +109,7 @@ def test_any_stamped_event_is_json(session_id: str, timestamp: int, fields: dict
 
 
 @given(milliseconds=st.lists(st.integers(0, MOST_MILLISECONDS - 1) | st.integers(0, 3)))
+@example([1001])  # 1.001 * 1000 is below it
 def test_a_time_in_seconds_is_stamped_to_the_millisecond(milliseconds: list[int]) -> None:
     """No millisecond is lost on the way through seconds; what is kept in between is right."""
     stamper = Stamper(b'"s1"')
