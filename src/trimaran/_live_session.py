@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from functools import partial
 from types import MappingProxyType
 from typing import cast
 
@@ -273,14 +274,33 @@ class LiveSession(Session):
         reason = DropReason.BUG
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._collect, to_batcher)
-                nursery.start_soon(self._batch, from_collector, to_sender)
-                if self._keeper is None:
-                    nursery.start_soon(self._send, from_batcher)
-                else:
-                    from_spooler, spooled = trio.open_memory_channel[Batch](MOST_WAITING)
-                    nursery.start_soon(self._spool, self._keeper, from_batcher, from_spooler)
-                    nursery.start_soon(self._send, spooled)
+                nursery.start_soon(
+                    partial(
+                        collect,
+                        self._mailbox,
+                        to_batcher,
+                        redactor=self._redactor,
+                        tools=self._tools,
+                        drop=self._drop,
+                        tell_bug=self._tell_bug,
+                    )
+                )
+                nursery.start_soon(
+                    partial(
+                        batch_events,
+                        from_collector,
+                        to_sender,
+                        settings=self._settings,
+                        context=self._wire_context,
+                        key_prefix=self._key_prefix,
+                        ledger=self.ledger,
+                        drop=self._drop,
+                        wall_clock=self._wall_clock,
+                    )
+                )
+                if self._keeper is not None:
+                    from_batcher = self._spooled(from_batcher, self._keeper, nursery)
+                nursery.start_soon(self._sender.run, from_batcher)
         except* trio.Cancelled:
             reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
             raise
@@ -291,46 +311,25 @@ class LiveSession(Session):
             self._mailbox.end()
             self.ledger.close(reason)
 
-    @trio.lowlevel.enable_ki_protection
-    async def _collect(self, send: trio.MemorySendChannel[Chunk]) -> None:
-        await collect(
-            self._mailbox,
-            send,
-            redactor=self._redactor,
-            tools=self._tools,
-            drop=self._drop,
-            tell_bug=self._tell_bug,
-        )
-
-    @trio.lowlevel.enable_ki_protection
-    async def _batch(
-        self, receive: trio.MemoryReceiveChannel[Chunk], send: trio.MemorySendChannel[Batch]
-    ) -> None:
-        await batch_events(
-            receive,
-            send,
-            settings=self._settings,
-            context=self._wire_context,
-            key_prefix=self._key_prefix,
-            ledger=self.ledger,
-            drop=self._drop,
-            wall_clock=self._wall_clock,
-        )
-
-    @trio.lowlevel.enable_ki_protection
-    async def _spool(
+    def _spooled(
         self,
+        from_batcher: trio.MemoryReceiveChannel[Batch],
         keeper: SpoolKeeper,
-        receive: trio.MemoryReceiveChannel[Batch],
-        send: trio.MemorySendChannel[Batch],
-    ) -> None:
-        await spool_batches(
-            receive, send, keeper=keeper, ledger=self.ledger, release=self._mailbox.release
+        nursery: trio.Nursery,
+    ) -> trio.MemoryReceiveChannel[Batch]:
+        """Put the spool between batcher and sender; gives the sender's new end."""
+        to_sender, from_spooler = trio.open_memory_channel[Batch](MOST_WAITING)
+        nursery.start_soon(
+            partial(
+                spool_batches,
+                from_batcher,
+                to_sender,
+                keeper=keeper,
+                ledger=self.ledger,
+                release=self._mailbox.release,
+            )
         )
-
-    @trio.lowlevel.enable_ki_protection
-    async def _send(self, receive: trio.MemoryReceiveChannel[Batch]) -> None:
-        await self._sender.run(receive)
+        return from_spooler
 
     def _settled(self, size: int) -> None:
         """A batch of *size* bytes has its fate."""

@@ -61,9 +61,8 @@ class Supervisor:
             self._open[session] = None
             self._stages.start_soon(self._run, session, name=f"trimaran session {session.id}")
         try:
-            with _named_in_logs(session.id):
-                async with entered(session):
-                    yield session
+            with entered(session), _named_in_logs(session.id):
+                yield session
         finally:
             session.close()
             self._open.pop(session, None)
@@ -141,9 +140,9 @@ class Supervisor:
         self.shared.endpoint.hurry()
 
 
-@asynccontextmanager
-async def entered(session: Session) -> AsyncGenerator[Session]:
-    """Make *session* the current one of the block. Neither end is a checkpoint."""
+@contextmanager
+def entered(session: Session) -> Generator[Session]:
+    """Make *session* the current one of the block."""
     entered = current.set(session)
     try:
         yield session

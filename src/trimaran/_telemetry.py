@@ -95,7 +95,7 @@ class Telemetry:
                 ``session_end`` tracked there leaves unset is filled in as ever.
         """
         if self._supervisor is None:
-            return entered(SILENT)
+            return _silent()
         if session_id is None:
             session_id = self._supervisor.shared.new_id()
         return self._supervisor.session(
@@ -108,6 +108,13 @@ class Telemetry:
             ),
             announce=announce,
         )
+
+
+@asynccontextmanager
+async def _silent() -> AsyncGenerator[Session]:
+    """A session that does nothing, as the current one. Neither end is a checkpoint."""
+    with entered(SILENT):
+        yield SILENT
 
 
 @asynccontextmanager

@@ -134,6 +134,7 @@ class Backlog:
         return bundle
 
 
+@trio.lowlevel.enable_ki_protection
 async def batch_events(
     receive: ReceiveChannel[Chunk],
     send: SendChannel[Batch],
@@ -185,7 +186,6 @@ async def batch_events(
         backlog.end()
         changed.tell()
 
-    @trio.lowlevel.enable_ki_protection
     async def hand_over() -> None:
         number = 0
         async with send:
@@ -215,7 +215,7 @@ async def batch_events(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fill)
-        nursery.start_soon(hand_over)
+        await hand_over()
 
 
 class _Changes:

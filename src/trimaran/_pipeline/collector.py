@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import msgspec
+import trio
 from msgspec.structs import replace
 from trio.abc import ReceiveChannel, SendChannel
 
@@ -71,6 +72,7 @@ class Totals:
         )
 
 
+@trio.lowlevel.enable_ki_protection
 async def collect(
     receive: ReceiveChannel[Chunk],
     send: SendChannel[Chunk],

@@ -74,6 +74,7 @@ class Sender:
         """Why the batch at hand is not taken, if it is more than a passing failure:
         what pends when time runs out is dropped for that reason."""
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, receive: ReceiveChannel[Batch]) -> None:
         """Send until the input ends; it is closed then.
 

@@ -24,6 +24,7 @@ MOST_WAITING = 10_000
 left of one in memory takes a few hundred bytes."""
 
 
+@trio.lowlevel.enable_ki_protection
 async def spool_batches(
     receive: ReceiveChannel[Batch],
     send: trio.MemorySendChannel[Batch],
