@@ -66,8 +66,11 @@ def test_any_fact_may_be_told(lines: list[dict[str, Any]], clock: Clock) -> None
 
 
 def test_news_are_no_warning(lines: list[dict[str, Any]], clock: Clock) -> None:
-    """What is better again is told at a lower level."""
-    Diagnostics(clock).inform("telemetry delivered again", seconds=9)
+    """What is better again is told at a lower level, as rarely as what is worse."""
+    diagnostics = Diagnostics(clock)
+
+    diagnostics.inform("telemetry delivered again", seconds=9)
+    diagnostics.inform("telemetry delivered again", seconds=1)
 
     assert lines == [{"event": "telemetry delivered again", "seconds": 9, "level": "info"}]
 
