@@ -7,6 +7,7 @@ Does not know: what the answer means. The only file that imports httpx.
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -17,7 +18,12 @@ import truststore
 
 from trimaran._transport import ANSWER_LIMIT, Answer, Request, TransportError
 
-__all__ = ["HttpTransport"]
+__all__ = ["BODY_TIMEOUT", "HttpTransport"]
+
+BODY_TIMEOUT = 0.5
+"""Seconds that the body of an answer may take that has none to speak of."""
+
+_MULTI_STATUS = 207
 
 _delivering: ContextVar[bool] = ContextVar("trimaran_delivering", default=False)
 
@@ -81,18 +87,10 @@ class HttpTransport:
         try:
             response = await self._client.send(self._http_request(request), stream=True)
             try:
-                body = b""
-                # Leaving the loop early would leave the client's generators suspended;
-                # a cancel unwinds them, and the connection with them.
-                with trio.CancelScope() as reading:
-                    async for piece in response.aiter_raw():
-                        body += piece
-                        if len(body) >= ANSWER_LIMIT:
-                            reading.cancel()
                 return Answer(
                     response.status_code,
                     response.headers.get("retry-after"),
-                    body[:ANSWER_LIMIT],
+                    await _body_of(response),
                 )
             finally:
                 await response.aclose()
@@ -117,12 +115,39 @@ class HttpTransport:
             "accept-encoding": "identity",
             **request.headers,
         }
-        return httpx.Request("POST", url, headers=headers, stream=_Body(request.body))
+        return httpx.Request(
+            "POST",
+            url,
+            headers=headers,
+            stream=_Body(request.body),
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""
         self._logger.removeFilter(_is_not_ours)
         await self._client.aclose()
+
+
+async def _body_of(response: httpx.Response) -> bytes:
+    """The body, to a bound; as much of it as comes, where the status has said it all.
+
+    An endpoint that took a batch and then dawdles over the body, or breaks it off, has
+    taken it nevertheless. Only a 207 goes on in its body, and without it is no answer.
+    """
+    body = b""
+    is_needed = response.status_code == _MULTI_STATUS
+    # Leaving the loop early would leave the client's generators suspended; a cancel
+    # unwinds them, and the connection with them.
+    with trio.move_on_after(math.inf if is_needed else BODY_TIMEOUT) as reading:
+        try:
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) >= ANSWER_LIMIT:
+                    reading.cancel()
+        except httpx.TransportError:
+            if is_needed:
+                raise
+    return body[:ANSWER_LIMIT]
 
 
 def _describe(error: Exception) -> str:
