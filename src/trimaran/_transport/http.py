@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
+from typing import Any
 
 import httpx
 import trio
@@ -54,6 +55,24 @@ class _Once(AsyncIterator[bytes]):
         if content is None:
             raise StopAsyncIteration
         return content
+
+
+class _Connecting:
+    """Closes a connection whose TLS handshake is cut off.
+
+    The client leaves it to the garbage collector: a socket for each attempt at an
+    endpoint that hangs there. What it calls is its ``trace`` extension.
+    """
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def __call__(self, step: str, facts: Mapping[str, Any]) -> None:
+        """*step* is done, or failed. A checkpoint only where it closes."""
+        if step.endswith(".connect_tcp.complete"):
+            self._stream = facts["return_value"]
+        elif step.endswith(".start_tls.failed"):
+            await self._stream.aclose()
 
 
 class HttpTransport:
@@ -120,6 +139,7 @@ class HttpTransport:
             url,
             headers=headers,
             stream=_Body(request.body),
+            extensions={"trace": _Connecting()},
         )
 
     async def aclose(self) -> None:
