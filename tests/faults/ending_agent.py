@@ -1,0 +1,117 @@
+"""An agent whose process ends, as a program: ``python -m faults.ending_agent HOW
+["with the recipe"]``.
+
+In: the endpoint's URL, in its environment; a signal, perhaps. Out: a line of JSON when it
+is ready to end, and one with its books when it is out of the block, if it gets there.
+Does not know: what the endpoint does, who sends a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+import trimaran
+
+__all__ = ["DRAIN_TIMEOUT", "HOW", "PENDING"]
+
+DRAIN_TIMEOUT = 1.0
+PATIENCE = 0.8
+"""Seconds that the session's start is waited for; 0.3 is what it takes."""
+PENDING = 5
+"""Events that nothing has asked to be sent when the end comes."""
+
+
+async def waits(_scope: trio.CancelScope) -> None:
+    """For a signal."""
+    await trio.sleep_forever()
+
+
+async def returns(_scope: trio.CancelScope) -> None:
+    """The end of the block, as it should be."""
+
+
+async def fails(_scope: trio.CancelScope) -> None:
+    """An exception that nobody handles."""
+    raise ValueError("nobody handles this")
+
+
+async def leaves(_scope: trio.CancelScope) -> None:
+    """What many a program's own exit command does."""
+    sys.exit(3)
+
+
+async def is_out_of_time(scope: trio.CancelScope) -> None:
+    """The scope around everything has a deadline, and it is now."""
+    scope.deadline = trio.current_time()
+    await trio.sleep_forever()
+
+
+async def vanishes(_scope: trio.CancelScope) -> None:
+    """No cleanup of any kind is done."""
+    os._exit(4)
+
+
+HOW: dict[str, Callable[[trio.CancelScope], Awaitable[None]]] = {
+    end.__name__: end for end in (waits, returns, fails, leaves, is_out_of_time, vanishes)
+}
+
+
+def say(**what: object) -> None:
+    """Tell who started this, with the time by a clock that all processes share."""
+    print(json.dumps({"at": time.monotonic(), **what}), flush=True)
+
+
+async def cancel_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
+    """The recipe of the tutorial."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+
+
+async def main(how: str, *, with_recipe: bool) -> None:
+    """Work until it ends."""
+    if not with_recipe:
+        with trio.CancelScope() as scope:
+            await work(how, scope)
+        return
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cancel_on_signal, nursery.cancel_scope)
+        await work(how, nursery.cancel_scope)
+
+
+async def work(how: str, scope: trio.CancelScope) -> None:
+    """Have a session with something pending, and end."""
+    settings = trimaran.Settings(drain_timeout=DRAIN_TIMEOUT)
+    opened: list[trimaran.Session] = []
+    try:
+        async with (
+            trimaran.open_telemetry("faults", settings=settings) as telemetry,
+            telemetry.session(agent="ending") as session,
+        ):
+            opened.append(session)
+            await session.flush(timeout=PATIENCE)
+            for number in range(PENDING):
+                session.command(str(number))
+            say(ready=True)
+            await HOW[how](scope)
+    finally:
+        books = opened[0].statistics()
+        say(
+            tracked=books.tracked,
+            delivered=books.delivered,
+            pending=books.pending,
+            dropped=dict(books.dropped),
+        )
+
+
+if __name__ == "__main__":
+    trio.run(partial(main, sys.argv[1], with_recipe="with the recipe" in sys.argv))

@@ -1,0 +1,195 @@
+"""The ends of a process, and what each of them leaves of a session.
+
+In: nothing. Out: for each end, at an endpoint that is well and at one that hangs, what was
+delivered, what the books say and how long it took.
+Does not know: what should come of it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from signal import SIGINT, SIGKILL, SIGTERM
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+import trio
+
+from .ending_agent import DRAIN_TIMEOUT
+from .served import LONG, FaultyServer, environment, faulty_server, line_of, rest_of
+from .timing import TOLERANCE, punctual
+
+__all__ = ["ENDPOINTS", "ENDS", "TRIALS", "Books", "End", "Ended", "Trial", "run_ends"]
+
+ENDPOINTS = {"well": "far away", "hung": "never answers"}
+"""What an endpoint does, in a word, and the fault that does it."""
+BETWEEN_SIGNALS = 0.1
+"""Seconds; both endpoints need longer, so that the second one meets the drain."""
+AT_ONCE = 6
+
+
+Lost: TypeAlias = Literal["nothing", "books", "events"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """One way for a process to end."""
+
+    name: str
+    how: str = "waits"
+    """What the agent does by itself."""
+    signals: Sequence[signal.Signals] = ()
+    with_recipe: bool = False
+    status: int = 0
+    """The exit status that it leads to; for a signal its number, negative."""
+    loses: Lost = "nothing"
+    """What the process takes with it: what was pending, or only what the books say."""
+
+
+ENDS = (
+    End(name="the block is left", how="returns"),
+    End(name="an exception that nobody handles", how="fails", status=1),
+    End(name="`sys.exit(3)` inside the session", how="leaves", status=3),
+    End(name="the scope around it runs out of time", how="is_out_of_time"),
+    End(name="SIGTERM, with the recipe", signals=[SIGTERM], with_recipe=True),
+    End(
+        name="SIGTERM twice, with the recipe",
+        signals=[SIGTERM, SIGTERM],
+        with_recipe=True,
+        status=-SIGTERM,
+        loses="books",
+    ),
+    End(name="Ctrl-C", signals=[SIGINT], status=-SIGINT),
+    End(name="Ctrl-C twice", signals=[SIGINT, SIGINT], status=-SIGINT),
+    End(name="Ctrl-C, then SIGTERM", signals=[SIGINT, SIGTERM], status=-SIGTERM, loses="books"),
+    End(name="SIGTERM, without a recipe", signals=[SIGTERM], status=-SIGTERM, loses="events"),
+    End(name="`os._exit(4)`", how="vanishes", status=4, loses="events"),
+    End(name="SIGKILL", signals=[SIGKILL], status=-SIGKILL, loses="events"),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One end at one endpoint."""
+
+    end: End
+    endpoint: str
+
+    @property
+    def name(self) -> str:
+        """Both of them."""
+        return f"{self.end.name}, {self.endpoint}"
+
+
+TRIALS = [Trial(end, endpoint) for end in ENDS for endpoint in ENDPOINTS]
+
+
+class Books(msgspec.Struct, frozen=True):
+    """What an agent says when it is out of the block."""
+
+    at: float
+    tracked: int
+    delivered: int
+    pending: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of it."""
+
+    trial: Trial
+    stored: int
+    """Events that the endpoint has."""
+    status: int
+    books: Books | None
+    """None where the process was gone before."""
+    left_within: float | None
+    """Seconds from what ended it to being out of the block."""
+    gone_within: float
+    """Seconds from then to the end of the process."""
+    said: str
+    """What it wrote on standard error."""
+
+    @property
+    def is_in_time(self) -> bool:
+        """Whether it was out of the block when it had to be, if it got there at all."""
+        return self.left_within is None or self.left_within <= DRAIN_TIMEOUT + TOLERANCE
+
+
+async def run_ends(trials: Sequence[Trial]) -> dict[str, Ended]:
+    """Run them, a few at a time; by name."""
+    return await punctual(_run, trials)
+
+
+async def _run(trials: Sequence[Trial]) -> dict[str, Ended]:
+    gone: dict[str, _Gone] = {}
+    limit = trio.CapacityLimiter(AT_ONCE)
+
+    async def run(trial: Trial, server: FaultyServer) -> None:
+        async with limit:
+            gone[trial.name] = await _run_agent(trial.end, server.url(trial.name))
+
+    wanted = {trial.name: ENDPOINTS[trial.endpoint] for trial in trials}
+    async with faulty_server(wanted) as server:
+        async with trio.open_nursery() as nursery:
+            for trial in trials:
+                nursery.start_soon(run, trial, server)
+        tallies = await server.close()
+    return {
+        trial.name: Ended(trial, sum(tallies[trial.name].taken.values()), *gone[trial.name])
+        for trial in trials
+    }
+
+
+class _Gone(NamedTuple):
+    status: int
+    books: Books | None
+    left_within: float | None
+    gone_within: float
+    said: str
+
+
+async def _run_agent(end: End, url: str) -> _Gone:
+    """Start an agent, end it."""
+    how = [end.how, "with the recipe"] if end.with_recipe else [end.how]
+    said = b""
+
+    async def listen(process: trio.Process) -> None:
+        nonlocal said
+        assert process.stderr is not None
+        async for part in process.stderr:
+            said += part
+
+    with trio.fail_after(LONG):
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [sys.executable, "-m", "faults.ending_agent", *how],
+                    env=environment(FAULTS_TELEMETRY_URL=url),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    check=False,
+                )
+            )
+            nursery.start_soon(listen, process)
+            began: float = json.loads(await line_of(process))["at"]
+            for number, each in enumerate(end.signals):
+                if number:
+                    await trio.sleep(BETWEEN_SIGNALS)
+                else:
+                    began = time.monotonic()
+                process.send_signal(each)
+            last = await rest_of(process)
+            status = await process.wait()
+            ended = time.monotonic()
+    books = msgspec.json.decode(last, type=Books) if last else None
+    left_within = None if books is None else books.at - began
+    return _Gone(status, books, left_within, ended - began, said.decode())

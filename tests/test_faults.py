@@ -1,0 +1,51 @@
+"""What becomes of events at an endpoint that fails, over real sockets and real TLS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from faults.agent import EVENTS
+from faults.cases import CASES, Case
+from faults.matrix import Result, run_cases
+from faults.timing import TOLERANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MOST_ATTEMPTS = 30
+"""Of one session in a second and a half, with waits of 0.05 to 0.2 seconds between them."""
+TO_END_A_PROCESS = 1.5
+"""Seconds for an interpreter to shut down once it is out of the block; it takes 0.1."""
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> Mapping[str, Result]:
+    """What came of the cases that are asked for, all run together."""
+    asked = {item.name for item in request.session.items}
+    wanted = [case for case in CASES if f"{test_case.__name__}[{case.name}]" in asked]
+    return trio.run(run_cases, wanted)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(case: Case, results: Mapping[str, Result]) -> None:
+    """Every event has the fate that the documentation says, and the exit is in time."""
+    result = results[case.name]
+    report, tally = result.report, result.tally
+
+    assert report.tracked == EVENTS + bool(case.large)
+    assert report.pending == 0
+    assert (report.delivered, report.dropped) == (case.delivered, case.dropped)
+    assert result.stored == report.delivered, "each is there once, and no other"
+    fewest, most = case.requests
+    assert fewest <= tally.requests <= most
+    assert tally.requests <= report.attempts <= MOST_ATTEMPTS
+    if case.pause:
+        assert tally.times[1] - tally.times[0] >= case.pause
+    assert result.left_within <= case.drain_timeout + TOLERANCE
+    assert result.ended_within <= result.left_within + TO_END_A_PROCESS
+    assert set(tally.versions) <= {"1.1"}
+    assert "Traceback" not in result.said
+    assert "Exception ignored" not in result.said, "nothing is left to the garbage collector"
