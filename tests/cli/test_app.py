@@ -67,6 +67,7 @@ def test_every_command_says_how_it_is_used(name: str) -> None:
             ["pipe", "--url", "x"],
             "invalid value for '--url': it does not start with http:// or https://",
         ),
+        (["pipe", "--session", ""], "invalid value for '--session': it is empty"),
         (["status", "--app", "-"], "invalid value for '--app': it must have a letter or a digit"),
         (["demo", "--sessions", "0"], "invalid value for '--sessions': 0 is not in the range"),
     ],

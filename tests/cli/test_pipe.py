@@ -46,7 +46,7 @@ async def test_events_arrive_as_they_were_recorded(
         + line(type="tool_call", session_id="a")
         + line(event="request handled", session_id="a")
         + "no JSON\n"
-        + line(type="deployment", target="prod", session_id="a", timestamp=1_700_000_000_500)
+        + line(type="deployment", target="prod", session_id="a", timestamp=1_700_000_000_509)
         + line(type="session_end", duration_ms=900, session_id="a", timestamp=1_700_000_000_900)
     )
 
@@ -62,7 +62,7 @@ async def test_events_arrive_as_they_were_recorded(
     ]
     assert [(event["type"], event["timestamp"]) for event in await stored(receiver, "a")] == [
         ("session_start", 1_700_000_000_000),
-        ("deployment", 1_700_000_000_500),
+        ("deployment", 1_700_000_000_509),
         ("session_end", 1_700_000_000_900),
     ]
     assert [(event["type"], event["timestamp"]) for event in await stored(receiver, "b")] == [
@@ -236,6 +236,18 @@ async def test_bad_lines_alone_are_a_failure(command: Command, receiver: Receive
         "trimaran: standard input, line 2: a JSON array, not an object",
         "trimaran: no line was an event; see: trimaran pipe --help",
     ]
+
+
+async def test_what_has_no_letters_for_it_is_replaced(command: Command, receiver: Receiver) -> None:
+    """An output that is ASCII has no name in another script, and no lines of boxes."""
+    lines = line(type="command", command_name="c", session_id="s\u00e9")
+    ended = await command(
+        "pipe", "--url", receiver.url, stdin=lines.encode(), environ={"PYTHONIOENCODING": "ascii"}
+    )
+
+    assert ended.status == 0
+    assert "s? " in ended.out
+    assert ended.out.isascii()
 
 
 async def test_no_lines_are_no_failure(command: Command, receiver: Receiver) -> None:

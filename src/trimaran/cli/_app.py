@@ -6,9 +6,11 @@ Does not know: what the commands do.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import click
 
@@ -53,6 +55,8 @@ for command in (demo, serve, pipe, show, status):
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; every foreseeable error becomes one line on stderr."""
+    # A name may have in it what the output's encoding has not.
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     try:
         status = app.main(list(arguments), prog_name="trimaran", standalone_mode=False)
         sys.stdout.flush()

@@ -31,6 +31,14 @@ def _check_url(_context: click.Context, _option: click.Parameter, value: str | N
     return value
 
 
+def _check_session(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> str | None:
+    if value == "":
+        raise click.BadParameter("it is empty")
+    return value
+
+
 def app_option(function: _Function) -> _Function:
     """``--app``."""
     return click.option(
@@ -64,6 +72,7 @@ def replay_options(function: _Function) -> _Function:
                 "--session",
                 "session_id",
                 metavar="ID",
+                callback=_check_session,
                 help="Put everything into this one session, whatever the lines say.",
             ),
             click.option("--project-id", metavar="ID", help="The project, whatever the lines say."),

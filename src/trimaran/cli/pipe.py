@@ -50,7 +50,9 @@ def pipe(**given: object) -> int:
     FILE is the standard input if it is - or left out.
 
     Reading waits for the endpoint; nothing is dropped for want of room. A line that cannot be
-    used is reported, and the rest goes on. Log records that are no events are counted.
+    used is reported, and the rest goes on. Log records that are no events are counted. Of more
+    than 1,000 sessions at once, those that were idle longest are ended, and begun anew if they
+    go on.
 
     \b
     Examples:
