@@ -7,7 +7,7 @@ Does not know: pytest; the fixture ``trimaran_capture`` is made of this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
@@ -16,7 +16,7 @@ import trio
 
 from trimaran._account import AccountProvider
 from trimaran._decision import switch_name
-from trimaran._events import Event
+from trimaran._events import BUILT_IN_EVENTS, Event
 from trimaran._settings import Settings
 from trimaran._telemetry import Telemetry, open_telemetry
 from trimaran._transport import Answer, Request, TransportError
@@ -120,15 +120,26 @@ class Capture(ScriptedTransport):
         )
 
     def batches(self) -> list[CapturedBatch]:
-        """What was delivered, batch by batch. A repeated key counts once."""
-        seen: set[str] = set()
-        batches: list[CapturedBatch] = []
+        """What was delivered, batch by batch; whole, also where a 207 refused a part of it.
+
+        A repeated key counts once.
+        """
+        return self._read_back(Event)
+
+    def _read_back(self, asked_for: type[Event]) -> list[CapturedBatch]:
+        # Where several classes have one name on the wire, the wire's own comes before a
+        # host's, and the one that is asked for before both.
+        kinds: dict[str, type[Event]] = {
+            _wire_name(Event): Event,
+            **_kinds_below(Event),
+            **BUILT_IN_EVENTS,
+        }
+        if asked_for is not Event:
+            kinds |= {**_kinds_below(asked_for), _wire_name(asked_for): asked_for}
+        bodies: dict[str, bytes] = {}
         for request in self.taken:
-            key = request.headers.get("idempotency-key", "")
-            if key not in seen:
-                seen.add(key)
-                batches.append(_read(request.body))
-        return batches
+            bodies.setdefault(request.headers.get("idempotency-key", ""), request.body)
+        return [_read(body, kinds) for body in bodies.values()]
 
     @overload
     def events(self) -> list[Event]: ...
@@ -139,7 +150,10 @@ class Capture(ScriptedTransport):
     def events(self, kind: type[Event] = Event) -> list[Any]:
         """What was delivered, of one class of events or of all, in order of delivery."""
         return [
-            event for batch in self.batches() for event in batch.events if isinstance(event, kind)
+            event
+            for batch in self._read_back(kind)
+            for event in batch.events
+            if isinstance(event, kind)
         ]
 
     def sessions(self) -> dict[str, list[Event]]:
@@ -150,19 +164,44 @@ class Capture(ScriptedTransport):
         return sessions
 
 
-def _read(body: bytes) -> CapturedBatch:
+def _read(body: bytes, kinds: Mapping[str, type[Event]]) -> CapturedBatch:
     envelope: dict[str, Any] = msgspec.json.decode(body)
-    kinds = {str(kind.__struct_config__.tag): kind for kind in _all_kinds(Event)}
-    envelope["events"] = [_typed(event, kinds) for event in envelope["events"]]
+    envelope["events"] = [_typed(event, kinds[event["type"]]) for event in envelope["events"]]
     return CapturedBatch(**envelope)
 
 
-def _typed(event: dict[str, Any], kinds: Mapping[str, type[Event]]) -> Event:
-    return msgspec.convert(event, kinds[event["type"]])
+def _typed(event: Mapping[str, Any], kind: type[Event]) -> Event:
+    """An event as it was tracked: its values are of the types that its class declares, or
+    what JSON makes of whatever else was put there.
+    """
+    try:
+        return msgspec.convert(event, kind)
+    except msgspec.ValidationError:
+        values: dict[str, Any] = {
+            field.name: _value(event[field.encode_name], field.type)
+            for field in msgspec.structs.fields(kind)
+            if field.encode_name in event
+        }
+        return kind(**values)
 
 
-def _all_kinds(base: type[Event]) -> Iterator[type[Event]]:
-    """Every event class that exists, the host's own included."""
+def _value(value: object, kind: Any) -> object:  # noqa: ANN401 - an annotation may be anything
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return value
+
+
+def _wire_name(kind: type[Event]) -> str:
+    """``type`` on the wire; a class that is declared to have none is called as it is."""
+    tag = kind.__struct_config__.tag
+    return kind.__name__ if tag is None else str(tag)
+
+
+def _kinds_below(base: type[Event]) -> dict[str, type[Event]]:
+    """Every class of events that exists below *base*, by its name on the wire."""
+    kinds: dict[str, type[Event]] = {}
     for kind in base.__subclasses__():
-        yield kind
-        yield from _all_kinds(kind)
+        kinds[_wire_name(kind)] = kind
+        kinds.update(_kinds_below(kind))
+    return kinds
