@@ -261,16 +261,17 @@ async def test_a_captures_telemetry_is_strict() -> None:
     def fail(*_arguments: object) -> Any:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        async with (
-            capture.open(settings=trimaran.Settings(batch_events=1)) as telemetry,
-            telemetry.session() as session,
-        ):
+    async def run() -> None:
+        settings = trimaran.Settings(batch_events=1)
+        async with capture.open(settings=settings) as telemetry, telemetry.session() as session:
             session.command("init")
             await session.flush()
             assert len(capture.batches()) == 2
             session._sender._deliver = fail  # type: ignore[attr-defined]  # a bug of ours
             session.command("init")
+
+    with pytest.raises(ZeroDivisionError):
+        await run()
 
 
 async def test_only_the_switches_that_are_given_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,6 +435,6 @@ def test_a_suite_of_somebody_else(
 
 def test_the_fixture_says_what_it_is_for(pytester: pytest.Pytester) -> None:
     """``pytest --fixtures`` is where people look."""
-    result = pytester.runpytest_subprocess("--fixtures")
+    result = pytester.runpytest_inprocess("--fixtures")
 
     result.stdout.fnmatch_lines(["trimaran_capture*", "*Telemetry that ends in memory*"])
