@@ -7,6 +7,7 @@ Does not know: pipelines, channels, the network.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, cast
@@ -77,7 +78,7 @@ class _Track(Protocol):
     def __call__(self, event: Event, /) -> None: ...
 
 
-class _Measure:
+class _Measure(abc.ABC):
     """A block under measurement, by a monotonic clock; entered once."""
 
     __slots__ = ("_begun", "_now", "_track")
@@ -87,8 +88,22 @@ class _Measure:
         self._now = now
         self._begun = 0.0
 
-    def _duration_ms(self) -> int:
-        return round((self._now() - self._begun) * 1000)
+    def __enter__(self) -> Self:
+        self._begun = self._now()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        duration_ms = round((self._now() - self._begun) * 1000)
+        self._track(self._event(duration_ms, error))
+
+    @abc.abstractmethod
+    def _event(self, duration_ms: int, error: BaseException | None) -> Event:
+        """What happened, in a block that took so long and ended with *error*, if any."""
 
 
 class ToolMeasure(_Measure):
@@ -118,29 +133,21 @@ class ToolMeasure(_Measure):
 
     def __enter__(self) -> Self:
         self._index, self._previous = self._tools.begin(self._name)
-        self._begun = self._now()
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _event(self, duration_ms: int, error: BaseException | None) -> Event:
         status, text = _outcome(error)
         tool_type = tool_type_of(self._name)
-        self._track(
-            ToolCall(
-                message_id=self._message_id,
-                tool_name=self._name,
-                tool_type=tool_type,
-                tool_category=tool_type if self._category is None else self._category,
-                status=status,
-                duration_ms=self._duration_ms(),
-                sequence_index=self._index,
-                previous_tool=self._previous,
-                error=text,
-            )
+        return ToolCall(
+            message_id=self._message_id,
+            tool_name=self._name,
+            tool_type=tool_type,
+            tool_category=tool_type if self._category is None else self._category,
+            status=status,
+            duration_ms=duration_ms,
+            sequence_index=self._index,
+            previous_tool=self._previous,
+            error=text,
         )
 
 
@@ -153,22 +160,9 @@ class BridgeMeasure(_Measure):
         super().__init__(track, now)
         self._method = method
 
-    def __enter__(self) -> Self:
-        self._begun = self._now()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _event(self, duration_ms: int, error: BaseException | None) -> Event:
         status, text = _outcome(error)
-        self._track(
-            BridgeCall(
-                method=self._method, status=status, duration_ms=self._duration_ms(), error=text
-            )
-        )
+        return BridgeCall(method=self._method, status=status, duration_ms=duration_ms, error=text)
 
 
 class GenerationMeasure(_Measure):
@@ -215,30 +209,19 @@ class GenerationMeasure(_Measure):
         self._tokens = tokens if tokens is not None else Tokens()
         self._cost = cost
 
-    def __enter__(self) -> Self:
-        self._begun = self._now()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _event(self, duration_ms: int, error: BaseException | None) -> Event:
         reason = self._reason
         if reason is None:
             reason = _unfinished(error)
-        self._track(
-            Generation(
-                message_id=self._message_id,
-                model_id=self._model_id,
-                provider_id=self._provider_id,
-                agent=self._agent,
-                finish_reason=reason,
-                tokens=self._tokens,
-                cost=self._cost,
-                duration_ms=self._duration_ms(),
-            )
+        return Generation(
+            message_id=self._message_id,
+            model_id=self._model_id,
+            provider_id=self._provider_id,
+            agent=self._agent,
+            finish_reason=reason,
+            tokens=self._tokens,
+            cost=self._cost,
+            duration_ms=duration_ms,
         )
 
 
@@ -257,13 +240,13 @@ def _unfinished(error: BaseException | None) -> str:
     return CANCELLED if is_cancellation(error) else "error"
 
 
-class SilentToolMeasure(ToolMeasure):
-    """A block that nobody measures."""
+class _Silent:
+    """A block that nobody measures; nothing is kept, so that one object serves all."""
 
     __slots__ = ()
 
     def __init__(self) -> None:
-        """Nothing is kept, so that one object serves all blocks."""
+        """Without what the measuring block needs."""
 
     def __enter__(self) -> Self:
         return self
@@ -272,34 +255,22 @@ class SilentToolMeasure(ToolMeasure):
         return None
 
 
-class SilentBridgeMeasure(BridgeMeasure):
-    """A block that nobody measures."""
+class SilentToolMeasure(_Silent, ToolMeasure):
+    """A tool call that nobody measures."""
 
     __slots__ = ()
 
-    def __init__(self) -> None:
-        """Nothing is kept, so that one object serves all blocks."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_outcome: object) -> None:
-        return None
-
-
-class SilentGenerationMeasure(GenerationMeasure):
-    """A block that nobody measures."""
+class SilentBridgeMeasure(_Silent, BridgeMeasure):
+    """A bridge call that nobody measures."""
 
     __slots__ = ()
 
-    def __init__(self) -> None:
-        """Nothing is kept, so that one object serves all blocks."""
 
-    def __enter__(self) -> Self:
-        return self
+class SilentGenerationMeasure(_Silent, GenerationMeasure):
+    """A model call that nobody measures."""
 
-    def __exit__(self, *_outcome: object) -> None:
-        return None
+    __slots__ = ()
 
     def finish(self, reason: str, *, tokens: Tokens | None = None, cost: float = 0.0) -> None:
         """Nothing is kept."""
