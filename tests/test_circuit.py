@@ -179,6 +179,44 @@ async def test_closing_lets_everybody_go_at_once(autojump_clock: trio.testing.Mo
     assert trio.current_time() - success < 200 * 0.1 / 16 * 3
 
 
+async def test_without_a_token_nothing_is_learnt_of_the_endpoint(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """No request, no success: an endpoint that is down stays down until it answers."""
+
+    class RefusesThenDies(ScriptedTransport):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                return trimaran.Answer(401)
+            raise trimaran.TransportError("down")
+
+    login = Login(10_000)
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            trimaran.open_telemetry(
+                "test",
+                environ={},
+                account=login,
+                transport=RefusesThenDies(),
+                wall_clock=trio.current_time,
+            ) as telemetry,
+            telemetry.session(),
+        ):
+            await trio.sleep(30)
+            login._renews = False
+            supervisor = telemetry._supervisor
+            assert supervisor is not None
+            tokens = supervisor.shared.endpoint._tokens
+            assert tokens is not None
+            assert tokens._token is not None
+            tokens.refuse(tokens._token)
+            await trio.sleep(100)
+
+    lines = [line["event"] for line in logs if "delivery" in line["event"]]
+    assert lines == ["telemetry delivery lost"]
+
+
 async def test_leaving_wakes_a_sleeping_wait(autojump_clock: trio.testing.MockClock) -> None:
     """The endpoint works again, and nobody waits for the next probe to find out."""
     capture = Capture([trimaran.Answer(503)] * 5)

@@ -143,6 +143,8 @@ class Endpoint:
         except TransportError:
             self._fail(None, is_probe=is_probe)
             raise
+        if answer is None:
+            return Answer(_UNAUTHORIZED)
         if is_failing(answer.status):
             pause = retry_after_seconds(
                 answer.retry_after,
@@ -163,13 +165,14 @@ class Endpoint:
         if self._circuit.is_open and not was_open:
             self._on_change(True)  # noqa: FBT003 - see its description
 
-    async def _authorized(self, request: Request, made: Callable[[], None]) -> Answer:
+    async def _authorized(self, request: Request, made: Callable[[], None]) -> Answer | None:
+        """The endpoint's answer; None where there is no token to ask it with."""
         tokens = self._tokens
         if tokens is None:
             return await self._post(request, None, made)
         token = await tokens.current()
         if token is None:
-            return Answer(_UNAUTHORIZED)
+            return None
         answer = await self._post(request, token, made)
         if answer.status != _UNAUTHORIZED:
             return answer
