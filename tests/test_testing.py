@@ -267,7 +267,7 @@ async def test_a_captures_telemetry_is_strict() -> None:
             session.command("init")
             await session.flush()
             assert len(capture.batches()) == 2
-            session._sender._deliver = fail  # type: ignore[attr-defined]  # a bug of ours
+            session._redactor.redact = fail  # type: ignore[attr-defined]  # a bug of ours
             session.command("init")
 
     with pytest.raises(ZeroDivisionError):
