@@ -212,6 +212,7 @@ async def test_without_a_token_nothing_is_learnt_of_the_endpoint(
             assert tokens._token is not None
             tokens.refuse(tokens._token)
             await trio.sleep(100)
+            assert supervisor.shared.endpoint._circuit.is_open
 
     lines = [line["event"] for line in logs if "delivery" in line["event"]]
     assert lines == ["telemetry delivery lost"]
