@@ -60,7 +60,10 @@ class Totals:
         """Add a generation's cost and tokens. What is no number counts as nothing."""
         self.cost += _summand(event.cost)
         if type(event.tokens) is Tokens:
-            self.tokens += sum(map(_summand, msgspec.structs.astuple(event.tokens)))
+            for count in msgspec.structs.astuple(event.tokens):
+                # An ordinary count goes without the call.
+                ordinary = type(count) is int and 0 <= count < _MOST
+                self.tokens += count if ordinary else _summand(count)
 
     def complete(self, event: SessionEnd) -> SessionEnd:
         """*event* with the totals so far in place of those that it leaves unset."""

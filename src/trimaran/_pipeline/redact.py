@@ -73,19 +73,23 @@ class Redactor:
             fields = self._remember_class(type(event))
         if fields:
             return self._masked_struct(event, fields, event.cut_fields)
-        clean, limit = self._clean, self._max_error_text
+        clean = self._clean
         values: tuple[object, ...] = astuple(event)
         for value in values:
             kind = type(value)  # compared, not hashed: a class may refuse that
-            if type(value) is str:
-                if value in clean or (len(value) <= limit and self._masked_text(value) is value):
+            if kind is str:
+                if value in clean or self._stays(cast("str", value)):
                     continue
             elif (
-                kind is int or kind is float or value is None or value is UNSET or kind is bool
+                value is UNSET or kind is int or kind is float or value is None or kind is bool
             ) or (type(value) is Tokens and _are_counts(value)):
                 continue
             return self._masked_struct(event, fields, event.cut_fields)
         return event
+
+    def _stays(self, text: str) -> bool:
+        """Whether there is nothing in *text* to mask or to cut."""
+        return len(text) <= self._max_error_text and self._masked_text(text) is text
 
     def _remember_class(self, kind: type[msgspec.Struct]) -> dict[str, KeyKind]:
         """The fields of *kind* that are named like a secret, in Python or on the wire."""
