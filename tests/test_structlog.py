@@ -27,7 +27,7 @@ from trimaran.structlog import TelemetryProcessor
 from trimaran.testing import Capture
 
 
-class Deploy(trimaran.Event, frozen=True, rename="camel"):
+class Rollout(trimaran.Event, frozen=True, rename="camel"):
     """An event of the host's own, whose fields have other names on the wire."""
 
     target_name: str
@@ -62,7 +62,7 @@ def log(output: io.StringIO) -> Any:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            TelemetryProcessor(events=[Deploy, Rejected]),
+            TelemetryProcessor(events=[Rollout, Rejected]),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
@@ -179,10 +179,10 @@ async def test_a_part_of_an_event_may_be_given_in_several_ways(log: Any, tokens:
 async def test_an_event_of_the_hosts_own(log: Any) -> None:
     """A record names its fields as the code does, whatever they are called on the wire."""
     [event] = await recorded(
-        lambda: log.info("deploy", target_name="prod", replica_count=3, targetName="no")
+        lambda: log.info("rollout", target_name="prod", replica_count=3, targetName="no")
     )
 
-    assert event == Deploy(target_name="prod", replica_count=3)
+    assert event == Rollout(target_name="prod", replica_count=3)
 
 
 async def test_the_session_stamps_the_event(log: Any) -> None:
