@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
@@ -99,8 +100,20 @@ class HttpTransport:
         self._url: tuple[str, httpx.URL] | None = None
         """The last one, as it came and parsed."""
 
+    @trio.lowlevel.enable_ki_protection
     async def attempt(self, request: Request) -> Answer:
-        """Post once. See :class:`~trimaran.Transport`."""
+        """Post once. See :class:`~trimaran.Transport`.
+
+        The client starts tasks to connect, which nothing protects from Ctrl-C. One that
+        hits them is handed on to the host's code, and costs no more than an attempt.
+        """
+        try:
+            return await self._exchange(request)
+        except* KeyboardInterrupt:
+            signal.raise_signal(signal.SIGINT)  # here, trio keeps it for the main task
+        raise TransportError(KeyboardInterrupt.__name__)
+
+    async def _exchange(self, request: Request) -> Answer:
         self._logger.addFilter(_is_not_ours)  # once only: adding it again changes nothing
         token = _delivering.set(True)
         try:
