@@ -1,8 +1,8 @@
-"""An agent whose process ends, as a program: ``python -m faults.ending_agent HOW
-["with the recipe"]``.
+"""An agent whose process ends, as a program: ``python -m faults.ending_agent ORDERS``.
 
-In: the endpoint's URL, in its environment; a signal, perhaps. Out: a line of JSON when it
-is ready to end, and one with its books when it is out of the block, if it gets there.
+In: orders, as JSON; the endpoint's URL, in its environment; a signal, perhaps. Out: a line
+of JSON when it is ready to end, and one with its books when it is out of the block, if it
+gets there.
 Does not know: what the endpoint does, who sends a signal.
 """
 
@@ -14,19 +14,29 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 
+import msgspec
 import trio
 
 import trimaran
 
-__all__ = ["DRAIN_TIMEOUT", "HOW", "PENDING"]
+__all__ = ["DRAIN_TIMEOUT", "HOW", "PENDING", "EndingOrders"]
 
 DRAIN_TIMEOUT = 1.0
 PATIENCE = 0.8
 """Seconds that the session's start is waited for; 0.3 is what it takes."""
 PENDING = 5
 """Events that nothing has asked to be sent when the end comes."""
+
+
+class EndingOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is to do."""
+
+    how: str
+    """The name of one of the functions below."""
+    with_recipe: bool = False
+    spool: str | None = None
+    """The directory of its spool; None has none."""
 
 
 async def waits(_scope: trio.CancelScope) -> None:
@@ -77,20 +87,23 @@ async def cancel_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskSta
             scope.cancel()
 
 
-async def main(how: str, *, with_recipe: bool) -> None:
+async def main(orders: EndingOrders) -> None:
     """Work until it ends."""
-    if not with_recipe:
+    if not orders.with_recipe:
         with trio.CancelScope() as scope:
-            await work(how, scope)
+            await work(orders, scope)
         return
     async with trio.open_nursery() as nursery:
         await nursery.start(cancel_on_signal, nursery.cancel_scope)
-        await work(how, nursery.cancel_scope)
+        await work(orders, nursery.cancel_scope)
 
 
-async def work(how: str, scope: trio.CancelScope) -> None:
+async def work(orders: EndingOrders, scope: trio.CancelScope) -> None:
     """Have a session with something pending, and end."""
-    settings = trimaran.Settings(drain_timeout=DRAIN_TIMEOUT)
+    settings = trimaran.Settings(
+        drain_timeout=DRAIN_TIMEOUT,
+        spool=False if orders.spool is None else trimaran.Spool(directory=orders.spool),
+    )
     opened: list[trimaran.Session] = []
     try:
         async with (
@@ -102,16 +115,17 @@ async def work(how: str, scope: trio.CancelScope) -> None:
             for number in range(PENDING):
                 session.command(str(number))
             say(ready=True)
-            await HOW[how](scope)
+            await HOW[orders.how](scope)
     finally:
         books = opened[0].statistics()
         say(
             tracked=books.tracked,
             delivered=books.delivered,
             pending=books.pending,
+            spooled=books.spooled,
             dropped=dict(books.dropped),
         )
 
 
 if __name__ == "__main__":
-    trio.run(partial(main, sys.argv[1], with_recipe="with the recipe" in sys.argv))
+    trio.run(main, msgspec.json.decode(sys.argv[1], type=EndingOrders))

@@ -11,6 +11,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +22,26 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 import trio
 
-from .ending_agent import DRAIN_TIMEOUT
+from .ending_agent import DRAIN_TIMEOUT, EndingOrders
 from .served import LONG, FaultyServer, environment, faulty_server, line_of, rest_of
 from .timing import TOLERANCE, punctual
 
-__all__ = ["ENDPOINTS", "ENDS", "TRIALS", "Books", "End", "Ended", "Trial", "run_ends"]
+__all__ = [
+    "BETWEEN_SIGNALS",
+    "ENDPOINTS",
+    "ENDS",
+    "TRIALS",
+    "Books",
+    "End",
+    "Ended",
+    "Trial",
+    "run_ends",
+]
 
-ENDPOINTS = {"well": "far away", "hung": "never answers"}
-"""What an endpoint does, in a word, and the fault that does it."""
-BETWEEN_SIGNALS = 0.1
+ENDPOINTS = {"well": "far away", "hung": "never answers", "hung, spool": "well later"}
+"""What an endpoint does, in a word, and the fault that does it; at the last one the agent
+has a spool, and the next process finds it well."""
+BETWEEN_SIGNALS = 0.2
 """Seconds; both endpoints need longer, so that the second one meets the drain."""
 AT_ONCE = 6
 
@@ -86,6 +98,11 @@ class Trial:
         """Both of them."""
         return f"{self.end.name}, {self.endpoint}"
 
+    @property
+    def has_spool(self) -> bool:
+        """Whether a next process takes over what is left."""
+        return self.endpoint.endswith("spool")
+
 
 TRIALS = [Trial(end, endpoint) for end in ENDS for endpoint in ENDPOINTS]
 
@@ -97,6 +114,7 @@ class Books(msgspec.Struct, frozen=True):
     tracked: int
     delivered: int
     pending: int
+    spooled: int
     dropped: Mapping[str, int]
 
 
@@ -106,7 +124,7 @@ class Ended:
 
     trial: Trial
     stored: int
-    """Events that the endpoint has."""
+    """Events that the endpoint has in the end."""
     status: int
     books: Books | None
     """None where the process was gone before."""
@@ -116,6 +134,13 @@ class Ended:
     """Seconds from then to the end of the process."""
     said: str
     """What it wrote on standard error."""
+    later: int | None
+    """Events that the next process delivers; None where there is none."""
+
+    @property
+    def exit_within(self) -> float:
+        """Seconds to being out of the block, or of this world."""
+        return self.gone_within if self.left_within is None else self.left_within
 
     @property
     def is_in_time(self) -> bool:
@@ -134,7 +159,9 @@ async def _run(trials: Sequence[Trial]) -> dict[str, Ended]:
 
     async def run(trial: Trial, server: FaultyServer) -> None:
         async with limit:
-            gone[trial.name] = await _run_agent(trial.end, server.url(trial.name))
+            with tempfile.TemporaryDirectory() as directory:
+                spool = directory if trial.has_spool else None
+                gone[trial.name] = await _run_agent(trial.end, server.url(trial.name), spool)
 
     wanted = {trial.name: ENDPOINTS[trial.endpoint] for trial in trials}
     async with faulty_server(wanted) as server:
@@ -154,11 +181,12 @@ class _Gone(NamedTuple):
     left_within: float | None
     gone_within: float
     said: str
+    later: int | None
 
 
-async def _run_agent(end: End, url: str) -> _Gone:
-    """Start an agent, end it."""
-    how = [end.how, "with the recipe"] if end.with_recipe else [end.how]
+async def _run_agent(end: End, url: str, spool: str | None) -> _Gone:
+    """Start an agent, end it; with a spool, start another to see what it left."""
+    orders = EndingOrders(how=end.how, with_recipe=end.with_recipe, spool=spool)
     said = b""
 
     async def listen(process: trio.Process) -> None:
@@ -172,7 +200,7 @@ async def _run_agent(end: End, url: str) -> _Gone:
             process: trio.Process = await nursery.start(
                 partial(
                     trio.run_process,
-                    [sys.executable, "-m", "faults.ending_agent", *how],
+                    [sys.executable, "-m", "faults.ending_agent", msgspec.json.encode(orders)],
                     env=environment(FAULTS_TELEMETRY_URL=url),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -192,4 +220,17 @@ async def _run_agent(end: End, url: str) -> _Gone:
             ended = time.monotonic()
     books = msgspec.json.decode(last, type=Books) if last else None
     left_within = None if books is None else books.at - began
-    return _Gone(status, books, left_within, ended - began, said.decode())
+    later = None if spool is None else await _deliver_later(url, spool)
+    return _Gone(status, books, left_within, ended - began, said.decode(), later)
+
+
+async def _deliver_later(url: str, spool: str) -> int:
+    """Start the next process; says how much of what it found it has delivered."""
+    done = await trio.run_process(
+        [sys.executable, "-m", "faults.later_agent", spool],
+        env=environment(FAULTS_TELEMETRY_URL=url),
+        capture_stdout=True,
+    )
+    delivered = json.loads(done.stdout)["delivered"]
+    assert isinstance(delivered, int)
+    return delivered

@@ -45,6 +45,7 @@ def ports() -> dict[str, Port]:
         "well": Port(answers(200)),
         "far away": Port(does.is_far_away),
         "never answers": Port(does.never_answers),
+        "well later": Port(does.is_well_later()),
         "drips": Port(does.drips),
         "drips the body": Port(does.drips_the_body),
         "endless body": Port(does.never_ends_the_body),

@@ -6,6 +6,7 @@ Does not know: ports, certificates, which case it serves.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -15,6 +16,7 @@ from typing import TypeAlias
 import trio
 
 from .exchange import Connection, Request, raw_answer
+from .later_agent import VERSION
 
 __all__ = ["Fault"]
 
@@ -80,6 +82,20 @@ async def never_answers(connection: Connection) -> None:
     """Read everything, say nothing."""
     while await connection.request():
         pass
+
+
+def is_well_later() -> Fault:
+    """Never answer, until a process comes that is the next."""
+    is_well = False
+
+    async def fault(connection: Connection) -> None:
+        nonlocal is_well
+        while request := await connection.request():
+            is_well = is_well or json.loads(request.body)["cli_version"] == VERSION
+            if is_well:
+                await connection.answer(request, 200)
+
+    return fault
 
 
 async def never_reads(connection: Connection) -> None:

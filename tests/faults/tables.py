@@ -46,38 +46,30 @@ def faults_table(results: Iterable[Result]) -> str:
 
 
 def ends_table(results: Mapping[str, Ended]) -> str:
-    """A row for each end: what it left at either endpoint."""
+    """A row for each end: what became of the events at each endpoint."""
     return _table(
-        [
-            "End",
-            "Status",
-            *(
-                f"Endpoint {endpoint}: {what}"
-                for endpoint in ENDPOINTS
-                for what in ("at it", "the books", "exit")
-            ),
-        ],
+        ["End", "Status", *(f"Endpoint {endpoint} | Exit" for endpoint in ENDPOINTS)],
         (
             [
                 end.name,
-                str(results[Trial(end, "well").name].status),
-                *(
-                    cell
-                    for endpoint in ENDPOINTS
-                    for cell in _left_by(results[Trial(end, endpoint).name])
-                ),
+                str(end.status),
+                *(_left_by(results[Trial(end, endpoint).name]) for endpoint in ENDPOINTS),
             ]
             for end in ENDS
         ),
     )
 
 
-def _left_by(ended: Ended) -> list[str]:
-    books = ended.books
-    told = "none" if books is None else f"{books.delivered} delivered"
-    if books is not None and books.dropped:
-        told = _reasons(books.dropped)
-    return [str(ended.stored), told, f"{ended.gone_within:.1f} s"]
+def _left_by(ended: Ended) -> str:
+    """Two cells: the fate of the events, and how long it took."""
+    fates = [f"{ended.stored if ended.later is None else ended.later} delivered"]
+    if ended.later is not None:
+        fates[0] += " later"
+    if ended.books is None:
+        fates.append("the rest lost uncounted")
+    elif ended.books.dropped:
+        fates.append(_reasons(ended.books.dropped))
+    return f"{', '.join(fates)} | {ended.exit_within:.1f} s"
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
