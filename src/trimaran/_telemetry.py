@@ -33,6 +33,7 @@ from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._session import SILENT, Session
 from trimaran._settings import Settings, Spool
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
+from trimaran._spool.values import destination_of
 from trimaran._supervisor import Supervisor, entered
 from trimaran._transport import Transport
 
@@ -222,7 +223,7 @@ async def open_telemetry(
             outages=outages,
             keeper=_spool_keeper(
                 app,
-                f"{decision.tier} {decision.url} {user_email}".rstrip(),
+                destination_of(decision, user_email),
                 settings,
                 diagnostics=diagnostics,
                 wall_clock=wall_clock,

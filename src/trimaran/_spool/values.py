@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import msgspec
 
+from trimaran._decision import Decision
 from trimaran._pipeline.ledger import DropReason
 
-__all__ = ["Evicted", "Kept", "SpoolError", "SpooledRow"]
+__all__ = ["Evicted", "Kept", "SpoolError", "SpooledRow", "destination_of"]
+
+
+def destination_of(decision: Decision, user_email: str) -> str:
+    """What batches are bound to: the tier, the URL, and the account's e-mail address."""
+    return f"{decision.tier} {decision.url} {user_email}".rstrip()
 
 
 class SpoolError(Exception):
@@ -35,6 +41,7 @@ class SpooledRow(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     size: int
     """Bytes of its body."""
+    is_owner_alive: bool = False
 
 
 class Evicted(msgspec.Struct, frozen=True, kw_only=True):
