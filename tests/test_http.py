@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import trimaran
+from trimaran._endpoint import _http_transport
 from trimaran._transport import ANSWER_LIMIT
 from trimaran._transport.http import HttpTransport
 
@@ -203,3 +204,39 @@ async def test_a_connection_closed_between_batches_costs_nothing(
             assert await session.flush()
 
     assert session.statistics().delivered == 3
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "[::1]"])
+async def test_no_proxy_stands_before_this_machine(
+    host: str, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that may go to loopback over plain http is not handed to a proxy to get there."""
+    for switch in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(switch, raising=False)
+    for switch in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(switch, endpoint.url)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen: whoever asks is refused
+        url = f"http://{host}:{nobody.getsockname()[1]}"
+        opened = _http_transport(url, 1)
+        with pytest.raises(trimaran.TransportError):
+            await opened.attempt(request_to(url, authorization="Bearer secret"))
+        await opened.aclose()
+
+    assert endpoint.requests == []
+
+
+async def test_a_proxy_stands_before_other_machines(
+    endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies of the environment are taken where they belong."""
+    for switch in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(switch, raising=False)
+    for switch in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(switch, endpoint.url)
+    through = HttpTransport(max_connections=1, direct_to="127.0.0.1")
+
+    await through.attempt(request_to("http://elsewhere.test/"))
+    await through.aclose()
+
+    assert [request.target for request in endpoint.requests] == ["http://elsewhere.test/"]

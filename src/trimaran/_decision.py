@@ -10,13 +10,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from enum import StrEnum
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
 from trimaran._account import Account, CredentialsError
 
-__all__ = ["Decision", "Tier", "opted_out", "resolve", "switch_name", "url_problem"]
+__all__ = [
+    "Decision",
+    "Tier",
+    "loopback_host",
+    "opted_out",
+    "resolve",
+    "switch_name",
+    "url_problem",
+]
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
 
@@ -142,19 +150,20 @@ def url_problem(url: object, *, with_token: bool) -> str | None:
         return "carries a user name or password, which is not sent"
     if "?" in url or "#" in url:  # also an empty query, which would swallow the path
         return "has a query or a fragment, which an endpoint's URL cannot have"
-    if with_token and parts.scheme == "http" and not _is_loopback(parts):
+    if with_token and parts.scheme == "http" and loopback_host(url) is None:
         return "is plain http to another machine, where a token must not go; use https"
     return None
 
 
-def _is_loopback(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    if host == "localhost":
-        return True
+def loopback_host(url: str) -> str | None:
+    """The host of *url*, where that is this very machine; None for any other."""
+    host = urlsplit(url).hostname
+    if host is None or host == "localhost":
+        return host
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host if ipaddress.ip_address(host).is_loopback else None
     except ValueError:
-        return False
+        return None
 
 
 def _is_account(value: object) -> bool:

@@ -11,7 +11,7 @@ from random import Random
 
 import trio
 
-from trimaran._decision import Decision
+from trimaran._decision import Decision, loopback_host
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint.circuit import Circuit, RetryBudget
 from trimaran._endpoint.consent import Consent, ConsentWithdrawn
@@ -211,7 +211,10 @@ class Endpoint:
             async with self._opening:
                 if self._transport is None:
                     self._owned = self._transport = await trio.to_thread.run_sync(
-                        _http_transport, self._settings.max_requests, abandon_on_cancel=True
+                        _http_transport,
+                        self.url,
+                        self._settings.max_requests,
+                        abandon_on_cancel=True,
                     )
         return self._transport
 
@@ -228,7 +231,7 @@ class Endpoint:
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
-def _http_transport(max_connections: int) -> Transport:
+def _http_transport(url: str, max_connections: int) -> Transport:
     from trimaran._transport.http import HttpTransport  # noqa: PLC0415 - imports httpx
 
-    return HttpTransport(max_connections=max_connections)
+    return HttpTransport(max_connections=max_connections, direct_to=loopback_host(url))

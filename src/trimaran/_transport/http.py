@@ -83,15 +83,21 @@ class HttpTransport:
     taken from the environment as httpx does; redirects are not followed.
     Making one reads certificates, and importing this file imports httpx: both take
     tens of milliseconds, which is why it is done in a thread.
+
+    Args:
+        max_connections: connections that are open at once, at most.
+        direct_to: a host that is reached without a proxy. To this very machine a token may
+            go over plain http; a proxy would be another one, which reads it.
     """
 
-    def __init__(self, *, max_connections: int) -> None:
+    def __init__(self, *, max_connections: int, direct_to: str | None = None) -> None:
         self._client = httpx.AsyncClient(
             verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             # The caller's cancel scope is the one clock: httpx's own limits would
             # each cover a part of an attempt, and none the whole.
             timeout=None,  # noqa: S113
             follow_redirects=False,
+            mounts={} if direct_to is None else {_pattern_of(direct_to): None},
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=max_connections
             ),
@@ -159,6 +165,11 @@ class HttpTransport:
         """Close all connections."""
         self._logger.removeFilter(_is_not_ours)
         await self._client.aclose()
+
+
+def _pattern_of(host: str) -> str:
+    """What the client calls all URLs of *host*."""
+    return f"all://[{host}]" if ":" in host else f"all://{host}"
 
 
 async def _body_of(response: httpx.Response) -> bytes:
