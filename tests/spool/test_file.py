@@ -221,6 +221,83 @@ def test_withdrawn_nothing_stays(spool: Callable[..., SpoolFile]) -> None:
     assert keys(live) == ["c"]
 
 
+def test_what_was_withdrawn_is_overwritten(spool: Callable[..., SpoolFile], tmp_path: Path) -> None:
+    """Not only marked as free: no file has it any more."""
+    mine = spool()
+    put(mine, "a", body=b"what nobody may read" * 1000)
+    assert b"nobody" in (tmp_path / "state" / "spool.db-wal").read_bytes()
+
+    mine.withdraw()
+
+    assert all(b"nobody" not in file.read_bytes() for file in (tmp_path / "state").iterdir())
+
+
+def test_a_batch_takes_the_place_of_those_that_are_decided(
+    spool: Callable[..., SpoolFile],
+) -> None:
+    """Both in one transaction: with no room for the new one, the old ones stay as well."""
+    mine = spool()
+    put(mine, "a", "b", "c")
+
+    mine.put("d", b"{}", events=2, reports=1, instead_of=["a", "c"])
+
+    assert keys(mine) == ["b", "d"]
+    with pytest.raises(SpoolError, match="UNIQUE"):
+        mine.put("d", b"{}", events=2, reports=1, instead_of=["b"])
+    assert keys(mine) == ["b", "d"]
+
+
+def test_two_telemetries_of_one_process_keep_each_others_hold(tmp_path: Path) -> None:
+    """Opening the second lets go of no lock of the first: otherwise another process that ends
+    would take itself for the last one, and remove the log in which both go on writing.
+    """
+    script = """
+import pathlib, sys
+from trimaran._spool.file import SpoolFile
+def spool(owner):
+    return SpoolFile(pathlib.Path(sys.argv[1]), owner=owner, destination="d", most_bytes=10**6,
+                     most_seconds=10.0**6, survives="kill", wall_clock=lambda: 5000.0)
+"""
+    two = """
+first, second = spool("first"), spool("second")
+first.put("a", b"{}", events=1, reports=0)
+second.put("b", b"{}", events=1, reports=0)
+print("put", flush=True)
+sys.stdin.readline()
+first.put("c", b"{}", events=1, reports=0)
+second.put("d", b"{}", events=1, reports=0)
+print("put", flush=True)
+sys.stdin.read()
+"""
+    other = """
+short = spool("short")
+print([row.key for row in short.rows()])
+short.close()
+"""
+    directory = str(tmp_path / "state")
+    with subprocess.Popen(
+        [sys.executable, "-c", script + two, directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"put\n"
+        seen = subprocess.run(
+            [sys.executable, "-c", script + other, directory], check=True, capture_output=True
+        )
+        assert seen.stdout == b"['a', 'b']\n"
+        child.stdin.write(b"go on\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"put\n"
+        child.kill()
+
+    with sqlite3.connect(tmp_path / "state" / "spool.db") as database:
+        kept = database.execute("SELECT key FROM batches ORDER BY key").fetchall()
+    database.close()
+    assert kept == [("a",), ("b",), ("c",), ("d",)]
+
+
 def test_closing_leaves_no_lock_behind_where_nothing_is_left(
     spool: Callable[..., SpoolFile], tmp_path: Path
 ) -> None:

@@ -110,6 +110,69 @@ async def test_a_batch_is_on_disk_before_its_first_attempt(
     assert transport.requests
 
 
+async def test_what_is_delivered_leaves_the_disk_in_company(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While others wait, with the eighth or with the next that is put; the last at once."""
+    left: list[int] = []
+    calls = 0
+
+    class Looks(ScriptedTransport):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            await trio.sleep(1)  # all others are put meanwhile
+            left.append(len(spooled_rows(tmp_path)))
+            return await super().attempt(request)
+
+    async def counted(call: Callable[[], _Result]) -> _Result:
+        nonlocal calls
+        calls += 1
+        return await at_once(call)
+
+    settings = trimaran.Settings(
+        batch_events=1, spool=trimaran.Spool(directory=str(tmp_path / "state")), strict=True
+    )
+    async with (
+        trimaran.open_telemetry(
+            "test", environ=ENVIRON, transport=Looks(), settings=settings, run_blocking=counted
+        ) as telemetry,
+        telemetry.session() as session,
+    ):
+        for _ in range(23):
+            session.track(CALL)
+        await session.flush(timeout=math.inf)
+        assert spooled_rows(tmp_path) == []
+        # Each is put, all but the first two are read, and in threes they are removed; before
+        # that, it was looked for what earlier processes left.
+        assert calls == 1 + 24 + 22 + 3
+
+    assert left == [*[24] * 8, *[16] * 8, *[8] * 8, 1]
+
+
+async def test_what_is_dropped_leaves_the_disk_at_once(
+    open_spooled: Callable[..., AbstractAsyncContextManager[trimaran.Telemetry]],
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Before the next batch is tried, so that no later process delivers it after that."""
+    on_disk: list[list[str]] = []
+
+    class Looks(ScriptedTransport):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            await trio.sleep(1)
+            on_disk.append([key.rpartition("-")[2] for key, _ in spooled_rows(tmp_path)])
+            return await super().attempt(request)
+
+    transport = Looks([trimaran.Answer(200), trimaran.Answer(400)])
+    settings = trimaran.Settings(batch_events=1)
+    async with open_spooled(transport, settings=settings) as telemetry:
+        async with telemetry.session() as session:
+            for _ in range(3):
+                session.track(CALL)
+            await session.flush(timeout=math.inf)
+
+    assert on_disk == [["0", "1", "2", "3"], ["0", "1", "2", "3"], ["2", "3"], ["2", "3"], ["4"]]
+
+
 async def test_what_is_left_is_delivered_by_the_next_process(
     open_spooled: Callable[..., AbstractAsyncContextManager[trimaran.Telemetry]],
     tmp_path: Path,
@@ -367,3 +430,30 @@ def test_the_default_place_is_the_users_state_directory(
 
     assert spool_directory("altimate", trimaran.Spool()) == tmp_path / "altimate" / "telemetry"
     assert str(spool_directory("altimate", trimaran.Spool(directory="/x"))) == "/x"
+
+
+async def test_the_file_is_closed_when_the_host_is_cancelled(tmp_path: Path) -> None:
+    """No lock is left on it: the next telemetry of the same process takes over."""
+    settings = trimaran.Settings(
+        spool=trimaran.Spool(directory=str(tmp_path)), drain_timeout=0.1, strict=True
+    )
+
+    with trio.CancelScope() as scope:
+        async with (
+            trimaran.open_telemetry(
+                "test", environ=ENVIRON, settings=settings, transport=ScriptedTransport([math.inf])
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            assert not await session.flush(timeout=0.1)
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    left = session.statistics().spooled
+    assert left > 0
+
+    async with trimaran.open_telemetry(
+        "test", environ=ENVIRON, settings=settings, transport=ScriptedTransport()
+    ) as telemetry:
+        with trio.fail_after(5):
+            while telemetry.leftovers().delivered < left:  # noqa: ASYNC110 - a thread, not an event
+                await trio.sleep(0.01)

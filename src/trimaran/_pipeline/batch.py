@@ -25,7 +25,7 @@ class KeptBatch:
     happens to this process, they are not lost.
     """
 
-    __slots__ = ("events", "is_being_sent", "is_on_disk", "ledger")
+    __slots__ = ("events", "is_being_sent", "is_delivered", "is_on_disk", "ledger")
 
     def __init__(self, ledger: Ledger, events: int) -> None:
         self.ledger = ledger
@@ -33,6 +33,7 @@ class KeptBatch:
         """Events in it that the books know, and whose fate is open."""
         self.is_on_disk = True
         self.is_being_sent = False
+        self.is_delivered = False
         ledger.spooled += events
 
     def decided(self, count: int) -> None:

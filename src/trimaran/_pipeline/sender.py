@@ -228,6 +228,7 @@ class Sender:
         self._ledger.deliver(batch.tracked - refused_events)
         self._ledger.drop(DropReason.REJECTED, refused_events)
         if batch.kept is not None:
+            batch.kept.is_delivered = True
             batch.kept.decided(batch.tracked)
         return not refused_reports
 

@@ -14,6 +14,7 @@ The file is in WAL mode: what is committed survives the process being killed wit
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
@@ -36,6 +37,9 @@ BUSY_TIMEOUT = 1.0
 _YOUNG = 60.0
 """Seconds for which a lock file is left alone, whoever holds it."""
 
+_EXPIRY_SLACK = 0.001
+"""How much longer than its time a batch may be kept, as a part of that: ten minutes of a week."""
+
 _FILE_NAME = "spool.db"
 
 _SCHEMA = """
@@ -47,6 +51,7 @@ CREATE TABLE batches (
     created REAL NOT NULL,
     events INTEGER NOT NULL,
     reports INTEGER NOT NULL,
+    size INTEGER NOT NULL,
     body BLOB NOT NULL
 );
 CREATE INDEX batches_position ON batches (position, key);
@@ -54,9 +59,9 @@ CREATE INDEX batches_owner ON batches (owner, position, key);
 CREATE TABLE totals (bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0);
 CREATE TRIGGER batches_added AFTER INSERT ON batches
-BEGIN UPDATE totals SET bytes = bytes + length(NEW.body); END;
+BEGIN UPDATE totals SET bytes = bytes + NEW.size; END;
 CREATE TRIGGER batches_removed AFTER DELETE ON batches
-BEGIN UPDATE totals SET bytes = bytes - length(OLD.body); END;
+BEGIN UPDATE totals SET bytes = bytes - OLD.size; END;
 """
 
 
@@ -98,25 +103,32 @@ class SpoolFile:
         self._most_seconds = most_seconds
         self._synchronous = "FULL" if survives == "power_loss" else "NORMAL"
         self._wall_clock = wall_clock
+        self._expired_at = -math.inf
+        """When it was last looked for what is too old, in seconds since the epoch."""
         self._database: sqlite3.Connection | None = None
         self._lock: _OwnerLock | None = None
 
-    def put(self, key: str, body: bytes, *, events: int, reports: int) -> list[Evicted]:
-        """Keep a batch; what had to make room for it, or was too old, is told.
+    def put(
+        self, key: str, body: bytes, *, events: int, reports: int, instead_of: Sequence[str] = ()
+    ) -> list[Evicted]:
+        """Keep a batch, and no longer those whose keys are *instead_of* it.
 
-        Only this process's own batches make room, the oldest first; a batch that has no
-        room even so is among those told, and not kept.
+        What had to make room for it, or was too old, is told. Only this process's own
+        batches make room, the oldest first; a batch that has no room even so is among
+        those told, and not kept.
 
         Raises:
-            SpoolError: it is not kept.
+            SpoolError: it is not kept, and all the others still are.
         """
         with self._transaction() as database:
-            evicted = self._expired(database)
+            self._delete(database, instead_of)
+            now = self._wall_clock()
+            evicted = self._expired(database) if self._may_have_expired(now) else []
             database.execute(
                 "INSERT INTO batches"
-                " (key, position, owner, destination, created, events, reports, body)"
-                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ? FROM batches",
-                (key, self._owner, self._destination, self._wall_clock(), events, reports, body),
+                " (key, position, owner, destination, created, events, reports, size, body)"
+                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ? FROM batches",
+                (key, self._owner, self._destination, now, events, reports, len(body), body),
             )
             while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
                 oldest = self._removed(
@@ -149,12 +161,13 @@ class SpoolFile:
             SpoolError: they stay, and will be sent once more with the same keys.
         """
         with self._transaction() as database:
-            database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
+            self._delete(database, keys)
 
-    def split(self, key: str, halves: Sequence[tuple[str, bytes, int, int]]) -> None:
+    def split(self, key: str, halves: Sequence[tuple[str, bytes, int, int]]) -> bool:
         """Put *halves* (key, body, events, reports) in the place of a batch, in its order.
 
-        Their keys follow its own in order. Nothing is done if it is not there any more.
+        Their keys follow its own in order. False, and nothing is done, if it is not there
+        any more.
 
         Raises:
             SpoolError: the whole stays.
@@ -163,10 +176,10 @@ class SpoolFile:
             for half, body, events, reports in halves:
                 database.execute(
                     "INSERT OR IGNORE INTO batches SELECT ?, position, owner, destination,"
-                    " created, ?, ?, ? FROM batches WHERE key = ?",
-                    (half, events, reports, body, key),
+                    " created, ?, ?, ?, ? FROM batches WHERE key = ?",
+                    (half, events, reports, len(body), body, key),
                 )
-            database.execute("DELETE FROM batches WHERE key = ?", (key,))
+            return database.execute("DELETE FROM batches WHERE key = ?", (key,)).rowcount > 0
 
     def take_over(self) -> tuple[list[Kept], list[Evicted]]:
         """Own what dead processes left for this destination, in the order it was put;
@@ -222,21 +235,27 @@ class SpoolFile:
     def withdraw(self) -> None:
         """Consent is gone: nothing of this process, or of dead ones, stays for its destination.
 
+        It is overwritten, also in SQLite's log unless another process is at work on that.
+
         Raises:
             SpoolError: it stays on disk, unsent.
         """
         self.take_over()
+        with self._errors_told():
+            self._opened().execute("PRAGMA secure_delete = ON")
         with self._transaction() as database:
             database.execute(
                 "DELETE FROM batches WHERE owner = ? AND destination = ?",
                 (self._owner, self._destination),
             )
+        with self._errors_told():
+            self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rows(self) -> list[SpooledRow]:
         """All that is kept, of all processes and destinations, the oldest first."""
         with self._errors_told():
             found = self._opened().execute(
-                "SELECT key, owner, destination, created, events - reports, length(body)"
+                "SELECT key, owner, destination, created, events - reports, size"
                 " FROM batches ORDER BY position, key"
             )
             return [
@@ -261,8 +280,17 @@ class SpoolFile:
             self._lock.release(remove=False)
             self._lock = None
 
+    @staticmethod
+    def _delete(database: sqlite3.Connection, keys: Sequence[str]) -> None:
+        database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
+
+    def _may_have_expired(self, now: float) -> bool:
+        """Whether it is time to look for what is too old, which looks at every batch."""
+        return abs(now - self._expired_at) >= self._most_seconds * _EXPIRY_SLACK
+
     def _expired(self, database: sqlite3.Connection) -> list[Evicted]:
         """Remove what is too old, of this process and of nobody."""
+        self._expired_at = self._wall_clock()
         return self._removed(
             database,
             DropReason.EXPIRED,
@@ -307,9 +335,6 @@ class SpoolFile:
             _make_private(self._directory)
             self._lock = self._lock or _OwnerLock.taken(self._directory, self._owner)
             path = self._directory / _FILE_NAME
-            # Made here, so that it is nobody else's from its first moment; SQLite gives
-            # the files beside it the same mode.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             database = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
@@ -322,8 +347,15 @@ class SpoolFile:
         return self._database
 
     def _prepare(self, database: sqlite3.Connection, path: Path) -> None:
+        database.execute("PRAGMA schema_version")  # makes the file, if there is none
+        # SQLite gives the files beside it the same mode. It was not made by ourselves: when
+        # a process closes a file, it loses the locks of its other connections to it
+        # (https://sqlite.org/howtocorrupt.html, 2.2).
+        path.chmod(0o600)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute(f"PRAGMA synchronous = {self._synchronous}")
+        # Some systems have it on: to overwrite what is deleted takes as long as to write it.
+        database.execute("PRAGMA secure_delete = OFF")
         database.execute("BEGIN IMMEDIATE")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:

@@ -6,7 +6,7 @@ Does not know: SQL, sending. A disk that fails costs durability, never an event.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
@@ -26,6 +26,10 @@ _Result = TypeVar("_Result")
 
 CLOSE_GRACE = 0.1
 """Seconds that closing the file may take once everything else is over."""
+
+_MOST_DECIDED = 8
+"""Batches whose fate is known that stay on disk at most, to leave it together: it costs less.
+A process that is killed sends them again, with the same keys."""
 
 
 class RunBlocking(Protocol):
@@ -60,7 +64,8 @@ class SpoolKeeper:
         self._run = run
         self._diagnostics = diagnostics
         self._kept: dict[str, KeptBatch] = {}
-        self._to_remove: list[str] = []
+        self._decided: dict[str, None] = {}
+        """Keys of batches whose fate is known, and which are still on disk; in their order."""
         self._evicted: list[Evicted] = []
         """What left the disk and is in no book yet; filled by the thread that found out."""
         self._withdrawals = 0
@@ -74,9 +79,15 @@ class SpoolKeeper:
         assert body is not None
         withdrawals = self._withdrawals
 
+        decided = list(self._decided)
+
         def put() -> None:
             self._evicted += self._file.put(
-                batch.key, body, events=batch.events, reports=batch.reports
+                batch.key,
+                body,
+                events=batch.events,
+                reports=batch.reports,
+                instead_of=decided,
             )
 
         try:
@@ -84,6 +95,7 @@ class SpoolKeeper:
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return batch
+        self._removed(decided)
         kept = self._place(batch.key, ledger, batch.tracked)
         # Should there be no room even for itself, it goes on from memory.
         kept.is_being_sent = True
@@ -130,10 +142,13 @@ class SpoolKeeper:
             (part.key, part.body or b"", part.events, part.reports) for part in (first, second)
         ]
         try:
-            await self._run(lambda: self._file.split(whole.key, halves))
+            was_there = await self._run(lambda: self._file.split(whole.key, halves))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return first, second
+        self._book()
+        if not was_there:
+            self._evict(whole.key, DropReason.CONSENT_WITHDRAWN)  # as in body_of()
         if not kept.is_on_disk:
             return first, second
         self._kept.pop(whole.key, None)
@@ -146,16 +161,26 @@ class SpoolKeeper:
         return parts[0], parts[1]
 
     async def remove(self, batch: Batch) -> None:
-        """The fate of *batch* is known. A cancel leaves it on disk, to be sent once more."""
+        """The fate of *batch* is known: it leaves the disk.
+
+        One that was delivered may do so a little later, while others wait there: with the
+        next that is put, or with the eighth that is decided. One that was dropped does so
+        at once, since it is not to be delivered after others of its session in a later
+        life. A cancel, or a disk that fails, puts it off.
+        """
         self._kept.pop(batch.key, None)
-        self._to_remove.append(batch.key)
-        keys = list(self._to_remove)
+        self._decided[batch.key] = None
+        is_delivered = batch.kept is not None and batch.kept.is_delivered
+        if is_delivered and self._kept and len(self._decided) < _MOST_DECIDED:
+            await trio.lowlevel.checkpoint()
+            return
+        decided = list(self._decided)
         try:
-            await self._run(lambda: self._file.remove(keys))
+            await self._run(lambda: self._file.remove(decided))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
         else:
-            del self._to_remove[: len(keys)]
+            self._removed(decided)
 
     async def take_over(self, ledger: Ledger) -> list[Batch]:
         """What dead processes left, as batches in *ledger*; in the order it was put."""
@@ -198,9 +223,18 @@ class SpoolKeeper:
 
     async def aclose(self) -> None:
         """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. What is kept stays."""
+        decided = list(self._decided)
+
+        def close() -> None:
+            try:
+                if decided:
+                    self._file.remove(decided)
+            finally:
+                self._file.close()
+
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
             try:
-                await self._run(self._file.close)
+                await self._run(close)
             except SpoolError as error:
                 self._diagnostics.warn("telemetry spool failed", error=str(error))
         self._book()
@@ -209,6 +243,10 @@ class SpoolKeeper:
     def _place(self, key: str, ledger: Ledger, events: int) -> KeptBatch:
         self._kept[key] = kept = KeptBatch(ledger, events)
         return kept
+
+    def _removed(self, decided: Sequence[str]) -> None:
+        for key in decided:
+            self._decided.pop(key, None)
 
     def _book_withdrawal_since(self, withdrawals: int, *keys: str) -> None:
         """If consent went while the disk was busy, it took these batches with it."""
