@@ -86,9 +86,12 @@ class Supervisor:
                 self.is_ready.set()
                 await self._closing.wait()
                 await self._let_sessions_leave()
-        await self.shared.endpoint.aclose()
-        if self.shared.keeper is not None:
-            await self.shared.keeper.aclose()
+        try:
+            await self.shared.endpoint.aclose()
+        finally:
+            # Also when the host was cancelled, which ends the call above.
+            if self.shared.keeper is not None:
+                await self.shared.keeper.aclose()
 
     @trio.lowlevel.enable_ki_protection
     async def _deliver_leftovers(self, keeper: SpoolKeeper) -> None:
