@@ -154,6 +154,17 @@ def _held(mailbox: Mailbox) -> int:
     return mailbox.held
 
 
+class _Line:
+    """Those who wait for a mailbox's room: the first for room, the others for their turn."""
+
+    __slots__ = ("first", "length", "turn")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.turn = trio.StrictFIFOLock()
+        self.first = trio.lowlevel.ParkingLot()
+
+
 class Mailbox(trio.abc.ReceiveChannel[Chunk]):
     """Takes events without ever waiting, hands them on in chunks.
 
@@ -188,9 +199,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._flushes: deque[Flush] = deque()
         self._outstanding: dict[Flush, None] = {}
         self._reader: trio.Event | None = None
-        self._waiting = 0
-        self._turn = trio.StrictFIFOLock()
-        self._first_in_line = trio.lowlevel.ParkingLot()
+        self._line: _Line | None = None
         self._closed = False
         self._ended = False
         self._charged = 0
@@ -248,7 +257,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             False where there is no room, and nothing has happened. True else, also for an
             event that cannot be taken at all, which is counted as :meth:`put` does.
         """
-        if self._waiting and not in_turn:
+        if self._line is not None and not in_turn:
             return False
         if len(self._routine) + len(self._urgent) >= _MOST_AHEAD and not self._closed:
             return False
@@ -269,14 +278,17 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         cancel leaves the event untracked.
         """
         time = self._wall_clock() if time is None else time
-        self._waiting += 1
+        line = self._line = self._line or _Line()
+        line.length += 1
         try:
-            async with self._turn:
+            async with line.turn:
                 while not self.put_if_room(event, time, in_turn=True):
                     self._budget.await_room(self)
-                    await self._first_in_line.park()
+                    await line.first.park()
         finally:
-            self._waiting -= 1
+            line.length -= 1
+            if not line.length:
+                self._line = None
 
     def flush(self) -> Flush:
         """Put a mark behind everything that was taken so far."""
@@ -297,11 +309,12 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """Take nothing more; what waits is still handed on."""
         self._closed = True
         self._wake_reader()
-        self._first_in_line.unpark()
+        self.room_may_have_come()
 
     def room_may_have_come(self) -> None:
         """Let who waits for room look again."""
-        self._first_in_line.unpark()
+        if self._line is not None:
+            self._line.first.unpark()
 
     def _entry(self, event: Event, time: float | None) -> Entry | DropReason:
         """An entry for *event*, or why there cannot be one."""
@@ -400,7 +413,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         else:
             entries = [routine.popleft() for _ in range(min(len(routine), _CHUNK))]
         self._downstream += sum([entry.size for entry in entries])
-        self._first_in_line.unpark()
+        self.room_may_have_come()
         return Chunk(entries, self._reached())
 
     def _next_in_order(self) -> list[Entry]:
