@@ -82,12 +82,34 @@ class Stage:
         return [entry async for chunk in self.get for entry in chunk.entries]
 
 
-def entry(event: trimaran.Event) -> Entry:
-    """An event as the mailbox hands it on."""
-    return Entry(1, 5.0, event, encode_fast(event), 777)
+def entry(event: trimaran.Event, size: int = 777) -> Entry:
+    """An event as the mailbox hands it on, charged with *size* bytes."""
+    return Entry(1, 5.0, event, encode_fast(event), size)
 
 
 # Handing on.
+
+
+@pytest.mark.parametrize(("size", "turns"), [(700, 0), (64 * 1024, 66)])
+async def test_large_events_do_not_hold_up_the_agent(size: int, turns: int) -> None:
+    """Masking 200 of them takes seconds: others get a turn every few; not with ordinary ones."""
+    stage = Stage()
+    stage.put.send_nowait(Chunk([entry(Note(text="x"), size)] * 200))
+    stage.put.close()
+    taken = 0
+
+    async def agent() -> None:
+        nonlocal taken
+        while stage.get.statistics().current_buffer_used == 0:
+            await trio.lowlevel.checkpoint()
+            taken += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent)
+        await stage.run()
+
+    assert taken == pytest.approx(turns, abs=3)
+    assert len((await stage.get.receive()).entries) == 200
 
 
 async def test_chunks_go_on_with_their_marks() -> None:

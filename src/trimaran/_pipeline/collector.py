@@ -28,6 +28,10 @@ UNSET = msgspec.UNSET
 _MOST = 1 << 53
 """Up to here a double counts exactly."""
 
+_BYTES_BETWEEN_YIELDS = 160 * 1024
+"""Bytes of events that are masked before other tasks get a turn: more than a chunk of
+ordinary events takes, and little enough that large ones do not hold up the agent."""
+
 
 class ToolSequence:
     """Numbers a session's tool calls from 0, in the order in which they began.
@@ -95,7 +99,12 @@ async def collect(
     async with receive, send:
         async for chunk in receive:
             entries: list[Entry] = []
+            masked_bytes = 0
             for entry in chunk.entries:
+                masked_bytes += entry.size
+                if masked_bytes > _BYTES_BETWEEN_YIELDS:
+                    await trio.lowlevel.checkpoint()
+                    masked_bytes = 0
                 event = entry.event
                 try:
                     complete = _completed(event, totals, tools)
