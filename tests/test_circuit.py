@@ -231,6 +231,24 @@ async def test_leaving_wakes_a_sleeping_wait(autojump_clock: trio.testing.MockCl
     assert session.statistics().delivered == 2
 
 
+async def test_leaving_wakes_who_waits_for_the_retry_budget(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Everybody's batch was refused once; the endpoint takes them all when time runs out."""
+    capture = Capture([trimaran.TransportError("reset"), trimaran.Answer(200)] * 20)
+    settings = trimaran.Settings(retry_budget=0.01)
+    sessions: list[trimaran.Session] = []
+    async with capture.open(settings=settings) as telemetry:
+        for _ in range(20):
+            async with telemetry.session() as session:
+                sessions.append(session)
+                await trio.sleep(1)
+        left = trio.current_time()
+
+    assert trio.current_time() < left + settings.drain_timeout
+    assert [session.statistics().delivered for session in sessions] == [2] * 20
+
+
 async def test_lost_and_restored_are_told_once_each_with_the_cost(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

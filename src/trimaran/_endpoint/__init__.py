@@ -121,7 +121,8 @@ class Endpoint:
             ConsentWithdrawn: nothing may be sent any more; no request was made.
         """
         if is_repeated:
-            await trio.sleep(self._budget.take(trio.current_time()))
+            now = trio.current_time()
+            await self.pause_until(now + self._budget.take(now))
         while True:
             async with self._slots:
                 # Looked at with the slot in hand: waiting for it, the endpoint may go down.
