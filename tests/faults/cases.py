@@ -200,7 +200,8 @@ def _behind_a_proxy() -> Iterator[Case]:
         **IMPATIENT,
     )
     yield fails("a proxy that answers CONNECT with 502", "tls", proxy="proxy 502", **tls)
-    yield fails("a proxy that wants a password", "tls", proxy="proxy 407", **tls)
+    yield fails("a proxy that answers CONNECT with 407", "tls", proxy="proxy 407", **tls)
+    yield is_refused("a proxy that answers 407", "well", proxy="407", **plain)
 
 
 CASES = (

@@ -23,8 +23,8 @@ import trimaran
 __all__ = ["DRAIN_TIMEOUT", "HOW", "PENDING", "EndingOrders"]
 
 DRAIN_TIMEOUT = 1.0
-PATIENCE = 0.8
-"""Seconds that the session's start is waited for; 0.3 is what it takes."""
+LONG = 10.0
+"""Seconds that the first batch is waited for; 0.3 is what it takes."""
 PENDING = 5
 """Events that nothing has asked to be sent when the end comes."""
 
@@ -35,6 +35,8 @@ class EndingOrders(msgspec.Struct, frozen=True, kw_only=True):
     how: str
     """The name of one of the functions below."""
     with_recipe: bool = False
+    until: str
+    """Which of its statistics has to count something before it is ready."""
     spool: str | None = None
     """The directory of its spool; None has none."""
 
@@ -111,7 +113,9 @@ async def work(orders: EndingOrders, scope: trio.CancelScope) -> None:
             telemetry.session(agent="ending") as session,
         ):
             opened.append(session)
-            await session.flush(timeout=PATIENCE)
+            with trio.move_on_after(LONG):
+                while not getattr(session.statistics(), orders.until):  # noqa: ASYNC110 - no event
+                    await trio.sleep(0.01)
             for number in range(PENDING):
                 session.command(str(number))
             say(ready=True)

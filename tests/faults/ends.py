@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 import trio
 
-from .ending_agent import DRAIN_TIMEOUT, EndingOrders
+from .ending_agent import DRAIN_TIMEOUT, PENDING, EndingOrders
 from .served import LONG, FaultyServer, environment, faulty_server, line_of, rest_of
 from .timing import TOLERANCE, punctual
 
@@ -38,10 +38,14 @@ __all__ = [
     "run_ends",
 ]
 
-ENDPOINTS = {"well": "far away", "hung": "never answers", "hung, spool": "well later"}
-"""What an endpoint does, in a word, and the fault that does it; at the last one the agent
-has a spool, and the next process finds it well."""
-BETWEEN_SIGNALS = 0.2
+ENDPOINTS = {
+    "well": ("far away", "delivered"),
+    "hung": ("never answers", "attempts"),
+    "hung, spool": ("well later", "spooled"),
+}
+"""What an endpoint does, in a word; the fault that does it; and what an agent there counts
+when it is ready. At the last one it has a spool, and the next process finds the endpoint well."""
+BETWEEN_SIGNALS = 0.4
 """Seconds; both endpoints need longer, so that the second one meets the drain."""
 AT_ONCE = 6
 
@@ -138,6 +142,11 @@ class Ended:
     """Events that the next process delivers; None where there is none."""
 
     @property
+    def tracked(self) -> int:
+        """Events of the session: its start, what is pending, and its end if it came to that."""
+        return 1 + PENDING + (self.trial.end.loses != "events")
+
+    @property
     def exit_within(self) -> float:
         """Seconds to being out of the block, or of this world."""
         return self.gone_within if self.left_within is None else self.left_within
@@ -161,9 +170,9 @@ async def _run(trials: Sequence[Trial]) -> dict[str, Ended]:
         async with limit:
             with tempfile.TemporaryDirectory() as directory:
                 spool = directory if trial.has_spool else None
-                gone[trial.name] = await _run_agent(trial.end, server.url(trial.name), spool)
+                gone[trial.name] = await _run_agent(trial, server.url(trial.name), spool)
 
-    wanted = {trial.name: ENDPOINTS[trial.endpoint] for trial in trials}
+    wanted = {trial.name: ENDPOINTS[trial.endpoint][0] for trial in trials}
     async with faulty_server(wanted) as server:
         async with trio.open_nursery() as nursery:
             for trial in trials:
@@ -184,9 +193,15 @@ class _Gone(NamedTuple):
     later: int | None
 
 
-async def _run_agent(end: End, url: str, spool: str | None) -> _Gone:
+async def _run_agent(trial: Trial, url: str, spool: str | None) -> _Gone:
     """Start an agent, end it; with a spool, start another to see what it left."""
-    orders = EndingOrders(how=end.how, with_recipe=end.with_recipe, spool=spool)
+    end = trial.end
+    orders = EndingOrders(
+        how=end.how,
+        with_recipe=end.with_recipe,
+        until=ENDPOINTS[trial.endpoint][1],
+        spool=spool,
+    )
     said = b""
 
     async def listen(process: trio.Process) -> None:

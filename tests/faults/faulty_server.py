@@ -40,7 +40,7 @@ class Port:
 
 def ports() -> dict[str, Port]:
     """A port for each fault; some keep count of what they have answered."""
-    statuses = (400, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504)
+    statuses = (400, 403, 404, 407, 408, 413, 422, 429, 500, 502, 503, 504)
     return {
         "well": Port(answers(200)),
         "far away": Port(does.is_far_away),

@@ -27,7 +27,7 @@ Step: TypeAlias = int | tuple[int, str | Callable[[], str]]
 ENDLESS = 1 << 40
 BETWEEN_BYTES = 1.0
 """Seconds."""
-LATENCY = 0.3
+LATENCY = 0.6
 """Seconds of an endpoint that is well, but far away."""
 MOST_BYTES = 900
 """Of a body, where there is a limit; three events or so."""

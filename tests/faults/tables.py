@@ -47,29 +47,26 @@ def faults_table(results: Iterable[Result]) -> str:
 
 def ends_table(results: Mapping[str, Ended]) -> str:
     """A row for each end: what became of the events at each endpoint."""
-    return _table(
-        ["End", "Status", *(f"Endpoint {endpoint} | Exit" for endpoint in ENDPOINTS)],
-        (
-            [
-                end.name,
-                str(end.status),
-                *(_left_by(results[Trial(end, endpoint).name]) for endpoint in ENDPOINTS),
-            ]
-            for end in ENDS
-        ),
-    )
+    rows: list[list[str]] = []
+    for end in ENDS:
+        row = [end.name, str(end.status)]
+        for endpoint in ENDPOINTS:
+            row += _left_by(results[Trial(end, endpoint).name])
+        rows.append(row)
+    heads = [head for endpoint in ENDPOINTS for head in (endpoint.capitalize(), "Exit")]
+    return _table(["End", "Status", *heads], rows)
 
 
-def _left_by(ended: Ended) -> str:
-    """Two cells: the fate of the events, and how long it took."""
-    fates = [f"{ended.stored if ended.later is None else ended.later} delivered"]
+def _left_by(ended: Ended) -> list[str]:
+    """The fate of the events, and how long it took."""
+    delivered = ended.stored if ended.later is None else ended.later
+    fate = f"{delivered} of {ended.tracked}"
     if ended.later is not None:
-        fates[0] += " later"
-    if ended.books is None:
-        fates.append("the rest lost uncounted")
-    elif ended.books.dropped:
-        fates.append(_reasons(ended.books.dropped))
-    return f"{', '.join(fates)} | {ended.exit_within:.1f} s"
+        fate += ", later"
+    if delivered < ended.tracked:
+        reasons = None if ended.books is None else ended.books.dropped
+        fate += f": {_reasons(reasons)}" if reasons else ": uncounted"
+    return [fate, f"{ended.exit_within:.1f} s"]
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
