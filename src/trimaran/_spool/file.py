@@ -25,9 +25,10 @@ import platformdirs
 
 from trimaran._pipeline.ledger import DropReason
 from trimaran._settings import Spool, Survives
-from trimaran._spool.values import Evicted, Kept, SpooledRow, SpoolError
+from trimaran._spool.lock import OwnerLock
+from trimaran._spool.values import Evicted, Kept, SpoolError
 
-__all__ = ["SpoolFile", "spool_directory"]
+__all__ = ["BUSY_TIMEOUT", "FILE_NAME", "SpoolFile", "known_version", "spool_directory"]
 
 SCHEMA_VERSION = 1
 
@@ -40,7 +41,7 @@ _YOUNG = 60.0
 _EXPIRY_SLACK = 0.001
 """How much longer than its time a batch may be kept, as a part of that: ten minutes of a week."""
 
-_FILE_NAME = "spool.db"
+FILE_NAME = "spool.db"
 
 _SCHEMA = """
 CREATE TABLE batches (
@@ -70,6 +71,19 @@ def spool_directory(app: str, spool: Spool) -> Path:
     if spool.directory is not None:
         return Path(spool.directory)
     return platformdirs.user_state_path(app, appauthor=False) / "telemetry"
+
+
+def known_version(database: sqlite3.Connection, path: Path) -> int:
+    """The version of the tables in a file; 0 if there are none yet.
+
+    Raises:
+        SpoolError: it is of a version to come.
+    """
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        message = f"{path}: was written by a newer version of trimaran; update this one"
+        raise SpoolError(message)
+    return version
 
 
 class SpoolFile:
@@ -106,7 +120,7 @@ class SpoolFile:
         self._expired_at = -math.inf
         """When it was last looked for what is too old, in seconds since the epoch."""
         self._database: sqlite3.Connection | None = None
-        self._lock: _OwnerLock | None = None
+        self._lock: OwnerLock | None = None
 
     def put(
         self, key: str, body: bytes, *, events: int, reports: int, instead_of: Sequence[str] = ()
@@ -195,7 +209,7 @@ class SpoolFile:
             ).fetchall()
             taken: list[Kept] = []
             for (owner,) in owners:
-                lock = _OwnerLock.seized(self._directory, owner)
+                lock = OwnerLock.seized(self._directory, owner)
                 if lock is None:
                     continue
                 taken += [
@@ -225,7 +239,7 @@ class SpoolFile:
             with suppress(OSError):
                 # A young one may belong to a process that is about to lock it.
                 if path.stat().st_mtime < self._wall_clock() - _YOUNG:
-                    lock = _OwnerLock.seized(self._directory, path.stem)
+                    lock = OwnerLock.seized(self._directory, path.stem)
                     if lock is not None:
                         owns = self._opened().execute(
                             "SELECT 1 FROM batches WHERE owner = ?", (path.stem,)
@@ -250,20 +264,6 @@ class SpoolFile:
             )
         with self._errors_told():
             self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def rows(self) -> list[SpooledRow]:
-        """All that is kept, of all processes and destinations, the oldest first."""
-        with self._errors_told():
-            found = self._opened().execute(
-                "SELECT key, owner, destination, created, events - reports, size"
-                " FROM batches ORDER BY position, key"
-            )
-            return [
-                SpooledRow(
-                    key=key, owner=owner, destination=to, created=at, events=events, size=size
-                )
-                for key, owner, to, at, events, size in found
-            ]
 
     def close(self) -> None:
         """Let go; what is kept stays for a later process."""
@@ -327,14 +327,14 @@ class SpoolFile:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            message = f"{self._directory / _FILE_NAME}: {error}"
+            message = f"{self._directory / FILE_NAME}: {error}"
             raise SpoolError(message) from error
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
             _make_private(self._directory)
-            self._lock = self._lock or _OwnerLock.taken(self._directory, self._owner)
-            path = self._directory / _FILE_NAME
+            self._lock = self._lock or OwnerLock.taken(self._directory, self._owner)
+            path = self._directory / FILE_NAME
             database = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
@@ -357,11 +357,7 @@ class SpoolFile:
         # Some systems have it on: to overwrite what is deleted takes as long as to write it.
         database.execute("PRAGMA secure_delete = OFF")
         database.execute("BEGIN IMMEDIATE")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            message = f"{path}: was written by a newer version of trimaran; update this one"
-            raise SpoolError(message)
-        if version == 0:
+        if known_version(database, path) == 0:
             for statement in _SCHEMA.strip().split(";\n"):
                 if statement:
                     database.execute(statement)
@@ -379,49 +375,3 @@ def _make_private(directory: Path) -> None:
             raise SpoolError(message)
         if status.st_mode & 0o077:
             directory.chmod(0o700)
-
-
-class _OwnerLock:
-    """A lock on a file of its own, which the kernel releases in every way to die."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-
-    @classmethod
-    def taken(cls, directory: Path, owner: str) -> _OwnerLock:
-        """The lock of a new owner."""
-        lock = cls._locked(directory / f"{owner}.lock")
-        if lock is None:
-            message = f"{directory / f'{owner}.lock'}: is locked already"
-            raise SpoolError(message)
-        return lock
-
-    @classmethod
-    def seized(cls, directory: Path, owner: str) -> _OwnerLock | None:
-        """The lock of a dead owner; None while it lives."""
-        return cls._locked(directory / f"{owner}.lock")
-
-    @classmethod
-    def _locked(cls, path: Path) -> _OwnerLock | None:
-        try:
-            import fcntl  # noqa: PLC0415 - not on every system
-        except ImportError:
-            message = f"{path}: this system has no lock that a dying process lets go of"
-            raise SpoolError(message) from None
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return cls(path, descriptor)
-
-    def release(self, *, remove: bool) -> None:
-        """Let go; *remove* the file of an owner that left nothing. May be called again."""
-        if self._descriptor >= 0:
-            if remove:
-                with suppress(OSError):
-                    self._path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = -1

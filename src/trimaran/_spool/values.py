@@ -41,7 +41,8 @@ class SpooledRow(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     size: int
     """Bytes of its body."""
-    is_owner_alive: bool = False
+    is_owner_alive: bool
+    """Whether the process that sends it lives; nobody else touches it then."""
 
 
 class Evicted(msgspec.Struct, frozen=True, kw_only=True):

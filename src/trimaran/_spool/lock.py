@@ -1,0 +1,98 @@
+"""Whether an owner lives: each holds a lock on a file of its own for as long as it does.
+
+In: a directory, an owner. Out: its lock, or the knowledge that somebody holds it.
+Does not know: what an owner has. The kernel lets go of a lock in every way to die.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+from trimaran._spool.values import SpoolError
+
+__all__ = ["OwnerLock", "lives"]
+
+
+class OwnerLock:
+    """An owner's lock, held."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def taken(cls, directory: Path, owner: str) -> OwnerLock:
+        """The lock of a new owner.
+
+        Raises:
+            SpoolError: somebody holds it, or the system has no such locks.
+            OSError: its file cannot be made.
+        """
+        lock = cls.seized(directory, owner)
+        if lock is None:
+            raise SpoolError(f"{_path_of(directory, owner)}: is locked already")
+        return lock
+
+    @classmethod
+    def seized(cls, directory: Path, owner: str) -> OwnerLock | None:
+        """The lock of a dead owner; None while it lives. Raises what :meth:`taken` does."""
+        path = _path_of(directory, owner)
+        locks = _locks(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            locks.flock(descriptor, locks.LOCK_EX | locks.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return cls(path, descriptor)
+
+    def release(self, *, remove: bool) -> None:
+        """Let go; *remove* the file of an owner that left nothing. May be called again."""
+        if self._descriptor >= 0:
+            if remove:
+                with suppress(OSError):
+                    self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def lives(directory: Path, owner: str) -> bool:
+    """Whether somebody holds the lock of *owner*. Makes no file, and keeps no owner from
+    anything; who would seize the lock at this very moment finds it held.
+
+    Raises:
+        SpoolError: the system has no such locks.
+        OSError: its file cannot be opened.
+    """
+    path = _path_of(directory, owner)
+    locks = _locks(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two that look do not take each other for the owner.
+        locks.flock(descriptor, locks.LOCK_SH | locks.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _path_of(directory: Path, owner: str) -> Path:
+    return directory / f"{owner}.lock"
+
+
+def _locks(path: Path) -> ModuleType:
+    try:
+        import fcntl  # noqa: PLC0415 - not on every system
+    except ImportError:
+        message = f"{path}: this system has no lock that a dying process lets go of"
+        raise SpoolError(message) from None
+    return fcntl
