@@ -21,6 +21,7 @@ from trimaran.cli.demo import demo
 from trimaran.cli.pipe import pipe
 from trimaran.cli.serve import serve
 from trimaran.cli.show import show
+from trimaran.cli.spool import spool
 from trimaran.cli.status import status
 
 __all__ = ["app", "run"]
@@ -49,7 +50,7 @@ def app(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, serve, pipe, show, status):
+for command in (demo, serve, pipe, show, status, spool):
     app.add_command(command)
 
 
