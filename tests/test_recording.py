@@ -243,6 +243,47 @@ def test_a_failure_is_an_error(error: Exception, text: str) -> None:
     assert outcomes(error) == ("error", text, "error")
 
 
+class NamelessKind(type):
+    """Classes that fail where they are asked for their name."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError
+
+
+class NamelessError(Exception, metaclass=NamelessKind):
+    """Keeps its name to itself, and what it is."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc] - it is meant to be wrong
+        raise RuntimeError
+
+
+def test_an_exception_of_a_hostile_class_comes_out_as_itself() -> None:
+    """Nothing of its class is asked in a way that may fail."""
+    recorder = Recorder()
+    error = NamelessError("wrong")
+    for block in recorder.blocks():
+        try:
+            with block:
+                raise error
+        except NamelessError as caught:
+            assert caught is error  # noqa: PT017 - pytest.raises asks for its class
+
+    tool = recorder.events[0]
+    assert isinstance(tool, ToolCall)
+    assert tool.error == "NamelessError: wrong"
+
+
+def test_groups_many_levels_deep_come_out_as_themselves() -> None:
+    """However many nurseries there are inside each other."""
+    error: Exception = ValueError("wrong")
+    for _ in range(10_000):
+        error = ExceptionGroup("deep", [error])
+
+    assert outcomes(error) == ("error", "ExceptionGroup: deep (1 sub-exception)", "error")
+
+
 @pytest.mark.parametrize("make", CANCELLATIONS)
 def test_a_cancellation_is_no_error_of_the_tool(make: Callable[[], BaseException]) -> None:
     """Nothing failed; that it was cut short is said where an error would be."""

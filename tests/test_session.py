@@ -313,6 +313,30 @@ class Hostile:
         raise RuntimeError
 
 
+class NamelessKind(type):
+    """Classes that fail where they are asked for their name."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError
+
+
+class NamelessError(Exception, metaclass=NamelessKind):
+    """Keeps its name to itself."""
+
+
+async def test_an_error_of_any_kind_is_taken() -> None:
+    """An exception is named without its help; what is none costs only itself."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        session.error(NamelessError("wrong"))
+        session.error(Hostile())  # type: ignore[arg-type]
+
+    named, marked = capture.events(trimaran.ErrorEvent)
+    assert (named.error_name, named.error_message) == ("NamelessError", "wrong")
+    assert marked.error_name == "<Hostile>"
+
+
 class Strange(trimaran.Event):
     """An event of a host that checks nothing."""
 

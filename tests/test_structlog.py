@@ -241,6 +241,27 @@ async def test_an_event_that_is_no_text_is_none(name: object) -> None:
     assert processor(None, "info", {}) == {}
 
 
+class Faceless:
+    """Fails where it is asked what it is, or whether."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc] - it is meant to be wrong
+        raise RuntimeError
+
+    def __bool__(self) -> bool:
+        raise RuntimeError
+
+
+async def test_values_of_a_hostile_class_cost_only_themselves() -> None:
+    """A logging call never raises, whatever it is given."""
+    processor = TelemetryProcessor()
+
+    assert await recorded(lambda: processor(None, "info", {"event": Faceless()})) == []
+    for given in (Faceless(), (Faceless(),)):
+        record = {"event": "error", "exc_info": given}
+        assert await recorded(lambda: processor(None, "info", record), dropped=1) == []  # noqa: B023
+
+
 async def test_the_record_is_handed_on_as_it_is() -> None:
     """The very same object, with the very same content, also where it is a bad one."""
     processor = TelemetryProcessor()

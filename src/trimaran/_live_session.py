@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from random import Random
 from functools import partial
+from random import Random
 from types import MappingProxyType
 from typing import cast
 

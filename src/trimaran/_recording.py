@@ -25,6 +25,7 @@ from trimaran._events import (
     tool_type_of,
 )
 from trimaran._pipeline.collector import ToolSequence
+from trimaran._pipeline.encoder import class_name, inherits
 
 __all__ = [
     "BridgeMeasure",
@@ -52,10 +53,14 @@ def is_cancellation(error: BaseException) -> bool:
     That is what is no ``Exception`` (trio's and asyncio's cancellation, Ctrl-C,
     ``sys.exit``, a closed generator), alone or grouped with nothing else.
     """
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return all(is_cancellation(part) for part in group.exceptions)
-    return not isinstance(error, Exception)
+    waiting = [error]  # rather than a call for each group inside another: they may be many
+    while waiting:
+        part = waiting.pop()
+        if inherits(type(part), BaseExceptionGroup):
+            waiting += cast("BaseExceptionGroup[BaseException]", part).exceptions
+        elif inherits(type(part), Exception):
+            return False
+    return True
 
 
 def message_of(error: BaseException) -> str:
@@ -69,7 +74,7 @@ def message_of(error: BaseException) -> str:
 
 def error_text(error: BaseException) -> str:
     """``"ValueError: text"``, whatever an exception's own code does."""
-    name = type(error).__name__
+    name = class_name(type(error))
     text = message_of(error)
     return f"{name}: {text}" if text else name
 

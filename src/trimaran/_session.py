@@ -7,12 +7,14 @@ Does not know: pipelines, tasks, the tier.
 from __future__ import annotations
 
 import abc
+from typing import cast
 
 import msgspec
 import trio
 
 from trimaran._current import current
 from trimaran._events import Command, CommandSource, ErrorEvent, Event
+from trimaran._pipeline.encoder import class_name, inherits
 from trimaran._pipeline.ledger import Statistics
 from trimaran._recording import (
     BridgeMeasure,
@@ -77,7 +79,7 @@ class Session(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def flush(self, *, timeout: float = 2.0) -> Flushed:  # noqa: ASYNC109 - says how it ended
+    async def flush(self, *, timeout: float = 2.0) -> Flushed:
         """Wait until all that was tracked before is delivered or dropped.
 
         Args:
@@ -137,9 +139,7 @@ class Session(abc.ABC):
         self, command_name: str, *, source: CommandSource = "unknown", message_id: str = ""
     ) -> None:
         """A slash command was run."""
-        self.track(
-            Command(command_name=command_name, command_source=source, message_id=message_id)
-        )
+        self.track(Command(command_name=command_name, command_source=source, message_id=message_id))
 
     def error(self, error: BaseException | str, *, context: str = "") -> None:
         """Something failed: an exception, or what it is called.
@@ -148,12 +148,12 @@ class Session(abc.ABC):
             error: an exception gives its class and text; text gives both.
             context: where it happened, ``"prompt"`` say.
         """
-        if isinstance(error, BaseException):
-            event = ErrorEvent(
-                error_name=type(error).__name__, error_message=message_of(error), context=context
-            )
+        if inherits(type(error), BaseException):
+            failure = cast("BaseException", error)
+            name, message = class_name(type(failure)), message_of(failure)
         else:
-            event = ErrorEvent(error_name=error, error_message=error, context=context)
+            name = message = cast("str", error)
+        event = ErrorEvent(error_name=name, error_message=message, context=context)
         self.track(event)
 
 
@@ -179,7 +179,7 @@ class SilentSession(Session):
         """Nothing is kept. A point of cancellation as the real one."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def flush(self, *, timeout: float = 2.0) -> Flushed:  # noqa: ARG002, ASYNC109 - the interface's
+    async def flush(self, *, timeout: float = 2.0) -> Flushed:  # noqa: ARG002 - the interface's
         """There is nothing to wait for. A checkpoint."""
         await trio.lowlevel.checkpoint()
         return Flushed(complete=True)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from trimaran._events import BUILT_IN_EVENTS, ErrorEvent, Event
+from trimaran._pipeline.encoder import class_name
 from trimaran._recording import message_of
 from trimaran._session import SILENT, current_session
 
@@ -58,7 +59,7 @@ class TelemetryProcessor:
     ) -> MutableMapping[str, Any]:
         """See the class."""
         name = event_dict.get("event")
-        kind = self._kinds.get(name) if isinstance(name, str) else None
+        kind = self._kinds.get(name) if type(name) is str else None
         if kind is not None:
             session = current_session()
             if session is not SILENT:
@@ -71,12 +72,12 @@ class TelemetryProcessor:
             for name, wire_name in self._fields[kind].items()
             if name in record
         }
-        if kind is ErrorEvent:
-            error = _exception_of(record)
-            if error is not None:
-                values.setdefault("error_name", type(error).__name__)
-                values.setdefault("error_message", message_of(error))
         try:
+            if kind is ErrorEvent:
+                error = _exception_of(record)
+                if error is not None:
+                    values.setdefault("error_name", class_name(type(error)))
+                    values.setdefault("error_message", message_of(error))
             return msgspec.convert(values, kind, strict=False)
         except Exception:  # noqa: BLE001 - a record may hold anything
             # No event: the session counts it as one that could not be encoded.

@@ -25,7 +25,16 @@ import msgspec
 
 from trimaran._events import Event
 
-__all__ = ["EncodeError", "JsonValue", "encode", "encode_fast", "encode_value", "jsonable"]
+__all__ = [
+    "EncodeError",
+    "JsonValue",
+    "class_name",
+    "encode",
+    "encode_fast",
+    "encode_value",
+    "inherits",
+    "jsonable",
+]
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 
@@ -53,10 +62,10 @@ _CYCLE = "<cycle>"
 _encode = msgspec.json.Encoder().encode
 
 # isinstance would ask the value's `__class__`, which may lie or raise.
-_inherits = cast("Callable[[type, Any], bool]", issubclass)
+inherits = cast("Callable[[type, Any], bool]", issubclass)
 
 # The base's own methods, since a subclass or a metaclass may define them otherwise.
-_class_name = cast("Callable[[type], str]", type.__dict__["__name__"].__get__)
+class_name = cast("Callable[[type], str]", type.__dict__["__name__"].__get__)
 _dict_items = cast("Callable[[object], Iterable[tuple[object, object]]]", dict[Any, Any].items)
 
 
@@ -117,7 +126,7 @@ def _encode_slowly(value: object) -> bytes:
     """The encoded JSON form of *value*; an event stays an object with a ``type``."""
     form = jsonable(value)
     if isinstance(value, Event) and not isinstance(form, dict):
-        raise EncodeError(f"{_class_name(type(value))}: no fields can be read")
+        raise EncodeError(f"{class_name(type(value))}: no fields can be read")
     return _encode(form)
 
 
@@ -135,7 +144,7 @@ class _Conversion:
             return _TOO_DEEP
         kind = type(value)
         try:
-            if _inherits(kind, str):
+            if inherits(kind, str):
                 return self._text(str.__str__(cast("str", value)))
             if kind is bool:
                 return cast("bool", value)
@@ -152,20 +161,20 @@ class _Conversion:
         return _valid(text)
 
     def _convert_other(self, value: object, kind: type, depth: int) -> JsonValue:
-        if _inherits(kind, enum.Enum):
+        if inherits(kind, enum.Enum):
             return self.convert(cast("enum.Enum", value).value, depth + 1)
-        if _inherits(kind, int):
+        if inherits(kind, int):
             return _integer(int.__index__(cast("int", value)))
-        if _inherits(kind, float):
+        if inherits(kind, float):
             number = float.__pos__(cast("float", value))
             return number if math.isfinite(number) else None
-        if _inherits(kind, (bytes, bytearray, memoryview)):
+        if inherits(kind, (bytes, bytearray, memoryview)):
             return self._bytes(memoryview(cast("bytes", value)))
         for base, written in _WRITTEN:
-            if _inherits(kind, base):
+            if inherits(kind, base):
                 form = written(value)
                 return self._text(form) if isinstance(form, str) else form
-        if _inherits(kind, BaseException):
+        if inherits(kind, BaseException):
             return self._text(_exception_text(cast("BaseException", value)))
         if id(value) in self.path:
             return _CYCLE
@@ -185,16 +194,16 @@ class _Conversion:
 
     def _convert_container(self, value: object, kind: type, depth: int) -> JsonValue:
         """The form of what holds other values; of anything else, a marker."""
-        if _inherits(kind, dict):
+        if inherits(kind, dict):
             return self._record(_dict_items(value), depth)
-        if _inherits(kind, msgspec.Struct):
+        if inherits(kind, msgspec.Struct):
             return self._record(_struct_items(cast("msgspec.Struct", value)), depth)
         for base in _SEQUENCES:
-            if _inherits(kind, base):
+            if inherits(kind, base):
                 # The base's own iteration: a subclass may have defined another.
                 elements = self._elements(base.__iter__(value), depth)
                 return _sorted(elements) if base in _SETS else elements
-        if _inherits(kind, Mapping):
+        if inherits(kind, Mapping):
             mapping = cast("Mapping[object, object]", value)
             return self._record(((key, mapping[key]) for key in mapping), depth)
         names = _field_names(kind)
@@ -253,12 +262,12 @@ def _integer(number: int) -> int | str:
 
 
 def _class_marker(value: object) -> str:
-    return f"<{_valid(_class_name(type(value)))}>"
+    return f"<{_valid(class_name(type(value)))}>"
 
 
 def _exception_text(error: BaseException) -> str:
     """``Type: message``, of what can be said without asking an argument for its text."""
-    name = _class_name(type(error))
+    name = class_name(type(error))
     plain = [argument for argument in error.args if type(argument) in _PLAIN]
     try:
         whole = len(plain) == len(error.args)
@@ -272,8 +281,8 @@ def _struct_items(struct: msgspec.Struct) -> Iterator[tuple[object, object]]:
     """The fields under their names on the wire, after the tag; an event's is ``type``."""
     kind = type(struct)
     config = kind.__struct_config__
-    if _inherits(kind, Event):
-        yield "type", _class_name(kind) if config.tag is None else config.tag
+    if inherits(kind, Event):
+        yield "type", class_name(kind) if config.tag is None else config.tag
     elif config.tag is not None:
         yield config.tag_field, config.tag
     for name, wire_name in zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True):
