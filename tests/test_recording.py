@@ -254,8 +254,8 @@ class NamelessKind(type):
 class NamelessError(Exception, metaclass=NamelessKind):
     """Keeps its name to itself, and what it is."""
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc] - it is meant to be wrong
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         raise RuntimeError
 
 

@@ -244,8 +244,8 @@ async def test_an_event_that_is_no_text_is_none(name: object) -> None:
 class Faceless:
     """Fails where it is asked what it is, or whether."""
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc] - it is meant to be wrong
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         raise RuntimeError
 
     def __bool__(self) -> bool:
