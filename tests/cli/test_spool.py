@@ -44,7 +44,7 @@ async def main():
             await session.flush(timeout=0.1)
             while session.statistics().spooled < 96:
                 await trio.sleep(0.01)
-            os.write(1, b"safe\n")
+            os.write(1, b"safe")
             await trio.sleep_forever()
 
 trio.run(main)
@@ -125,7 +125,7 @@ async def die(nursery: trio.Nursery, command: Command, url: str) -> None:
         )
     )
     assert process.stdout is not None
-    assert await process.stdout.receive_some() == b"safe\n"
+    assert await process.stdout.receive_some() == b"safe"
     process.kill()
     await process.wait()
 
