@@ -28,12 +28,12 @@ class Received:
     @property
     def batch(self) -> dict[str, Any]:
         """The body, decoded."""
-        return msgspec.json.decode(self.body)
+        return msgspec.json.decode(self.body, type=dict[str, Any])
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events in the body."""
-        return self.batch["events"]
+        return msgspec.convert(self.batch["events"], list[dict[str, Any]])
 
 
 @dataclass(frozen=True)

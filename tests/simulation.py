@@ -165,7 +165,7 @@ class World:
     """Whether the disk has room for everything."""
     disk_trouble: float = 0.0
     """How likely the disk is to fail at something."""
-    sessions: list[trimaran.Session] = field(default_factory=list)
+    sessions: list[Frozen] = field(default_factory=list)
     """Of all lives, as they were left."""
     safe: set[str] = field(default_factory=set)
     """Keys that were on disk when a process was killed."""
@@ -386,7 +386,7 @@ def files_of_a_process() -> Iterator[None]:
 def in_a_seeded_run(main: Callable[[], Any], seed: int, *instruments: trio.abc.Instrument) -> None:
     """Run *main* under a virtual clock, with tasks ordered by the seed."""
     # What orders tasks that can run at the same time; pytest-trio reaches for it in the same way.
-    run: Any = trio._core._run  # type: ignore[attr-defined]
+    run: Any = trio._core._run
     state, deterministic = run._r.getstate(), run._ALLOW_DETERMINISTIC_SCHEDULING
     run._r.seed(seed)
     run._ALLOW_DETERMINISTIC_SCHEDULING = True

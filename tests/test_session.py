@@ -337,7 +337,7 @@ async def test_an_error_of_any_kind_is_taken() -> None:
     assert marked.error_name == "<Hostile>"
 
 
-class Strange(trimaran.Event):
+class Strange(trimaran.Event, frozen=True):
     """An event of a host that checks nothing."""
 
     value: object

@@ -142,6 +142,7 @@ async def test_a_hung_endpoint_ends_at_the_deadline(
     """Leaving takes drain_timeout at most, and what was pending is counted."""
     settings = trimaran.Settings(drain_timeout=2.0)
     left = 0.0
+    sessions: list[trimaran.Session] = []
 
     with trio.CancelScope() as scope:
         try:
@@ -149,6 +150,7 @@ async def test_a_hung_endpoint_ends_at_the_deadline(
                 Capture([FOREVER]).open(settings=settings) as telemetry,
                 telemetry.session() as session,
             ):
+                sessions.append(session)
                 session.track(CALL)
                 await trio.sleep(1)  # the request is under way by now
                 left = trio.current_time()
@@ -161,8 +163,8 @@ async def test_a_hung_endpoint_ends_at_the_deadline(
             pass
 
     assert trio.current_time() - left == pytest.approx(2.0)
-    assert session.statistics().dropped == {"drain_timeout": 3}
-    assert books_add_up(session.statistics())
+    assert sessions[0].statistics().dropped == {"drain_timeout": 3}
+    assert books_add_up(sessions[0].statistics())
 
 
 async def test_a_sleeping_retry_ends_at_the_deadline(
