@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -126,6 +127,38 @@ async def test_threads_under_load_lose_nothing() -> None:
     for thread in range(THREADS):
         numbers = [mark.number for mark in marks if mark.thread == thread]
         assert numbers == list(range(EACH))
+
+
+async def test_the_books_add_up_for_any_thread() -> None:
+    """Whoever looks, and whenever: each event is in one place, and in none twice."""
+    events, looks = 3_000, 0
+    side = Side(capacity=50)
+
+    def look() -> None:
+        nonlocal looks
+        while (books := side.inbox.statistics()).tracked < 2 * events:
+            assert books.tracked == books.delivered + books.dropped_total + books.pending
+            assert books.tracked <= 2 * events
+            looks += 1
+
+    def leave() -> None:
+        for _ in range(events):
+            side.inbox.put(Mark(), 0.0)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, look)
+            nursery.start_soon(trio.to_thread.run_sync, leave)
+            for number in range(events):
+                side.mailbox.put(Mark())
+                if number % 100 == 0:
+                    await trio.lowlevel.checkpoint()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert looks
 
 
 async def test_the_sessions_thread_goes_on_meanwhile() -> None:

@@ -192,3 +192,37 @@ def test_statistics_sum_up_what_was_dropped() -> None:
     """Over all reasons."""
     assert Statistics(dropped={"closed": 2, "bug": 3}).dropped_total == 5
     assert Statistics().dropped_total == 0
+
+
+class Moving(dict[DropReason, int]):
+    """Drops of a ledger that gets another one while somebody looks."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.moves = 1
+
+    def copy(self) -> dict[DropReason, int]:
+        seen = dict(self)
+        if self.moves:
+            self.moves -= 1
+            self.ledger.drop(DropReason.CLOSED)
+        return seen
+
+
+def test_books_that_change_while_somebody_looks_add_up() -> None:
+    """Another thread sees an event before its move or after it, never on the way."""
+    ledger = Ledger()
+    ledger.track(2)
+    ledger.dropped = Moving(ledger)
+
+    statistics = ledger.statistics()
+
+    assert (statistics.tracked, statistics.pending, statistics.dropped) == (2, 1, {"closed": 1})
+
+
+def test_books_that_cannot_add_up_are_shown_as_they_are() -> None:
+    """Code that interrupts their own thread in the middle of an entry is not held up."""
+    ledger = Ledger()
+    ledger.tracked = 1
+
+    assert (ledger.statistics().tracked, ledger.statistics().pending) == (1, 0)

@@ -472,6 +472,14 @@ async def test_flush_is_true_only_when_it_is_done(
     assert (second.complete, bool(second), second.delivered, second.pending) == (True, True, 2, 0)
 
 
+async def test_a_flush_with_no_time_left_says_how_it_stands() -> None:
+    """What is left of a deadline that has passed is below zero: no error, and no wait."""
+    async with Capture().open() as telemetry, telemetry.session() as session:
+        flushed = await session.flush(timeout=-1)
+
+    assert (flushed.complete, flushed.pending) == (False, 1)
+
+
 async def test_flush_tells_what_was_dropped() -> None:
     """Complete is not delivered: the numbers tell."""
     async with Capture([trimaran.Answer(400)]).open() as telemetry, telemetry.session() as session:

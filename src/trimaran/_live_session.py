@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from random import Random
-from types import MappingProxyType
 from typing import cast
 
 import msgspec
@@ -183,7 +182,7 @@ class LiveSession(Session):
         self._inbox.empty()
         mark = self._mailbox.flush()
         try:
-            with trio.move_on_after(timeout):
+            with trio.move_on_after(max(0.0, timeout)):
                 await mark.wait()
         finally:
             self._mailbox.forget(mark)
@@ -198,17 +197,8 @@ class LiveSession(Session):
 
     def statistics(self) -> Statistics:
         """See :meth:`Session.statistics`."""
-        waiting, refused = self._inbox.counts()
-        books = self.ledger.statistics()
-        dropped = dict(books.dropped)
-        for reason, count in refused.items():
-            dropped[reason] = dropped.get(reason, 0) + count
         return msgspec.structs.replace(
-            books,
-            tracked=books.tracked + waiting + sum(refused.values()),
-            pending=books.pending + waiting,
-            dropped=MappingProxyType(dropped),
-            peak_waiting=max(self._mailbox.peak, len(self._mailbox)),
+            self._inbox.statistics(), peak_waiting=max(self._mailbox.peak, len(self._mailbox))
         )
 
     def generation(

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from types import MappingProxyType
 
 import trio
+from msgspec.structs import replace
 
 from trimaran._events import Event
-from trimaran._pipeline.ledger import DropReason, Ledger
+from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Mailbox
 
 __all__ = ["Inbox"]
@@ -92,3 +94,18 @@ class Inbox:
         """Events that wait here, and events refused here that no book has yet, by reason."""
         with self._lock:
             return len(self._events), dict(self._refused)
+
+    def statistics(self) -> Statistics:
+        """The books, and what waits or was refused here and is in no book yet; from any thread."""
+        with self._lock:  # nothing moves over meanwhile, to be counted twice
+            books = self._ledger.statistics()
+            waiting, refused = self.counts()
+        dropped = dict(books.dropped)
+        for reason, count in refused.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+        return replace(
+            books,
+            tracked=books.tracked + waiting + sum(refused.values()),
+            pending=books.pending + waiting,
+            dropped=MappingProxyType(dropped),
+        )

@@ -6,6 +6,7 @@ Does not know: events, channels, time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -13,6 +14,9 @@ from types import MappingProxyType
 import msgspec
 
 __all__ = ["DropReason", "Ledger", "Statistics"]
+
+_MOST_LOOKS = 100
+"""Looks at the books at most: a finalizer that interrupts their own thread gets no further."""
 
 
 class DropReason(StrEnum):
@@ -147,13 +151,27 @@ class Ledger:
         self.drop(reason, self.pending - self.spooled)
 
     def statistics(self) -> Statistics:
-        """The books at this instant."""
+        """The books at this instant; from any thread.
+
+        Another thread may look while an event moves from one count to the next: it lets the
+        session's own thread go on, and looks again.
+        """
+        books = self._read()
+        for _ in range(_MOST_LOOKS):
+            if books.tracked == books.delivered + books.dropped_total + books.pending:
+                break
+            time.sleep(0)
+            books = self._read()
+        return books
+
+    def _read(self) -> Statistics:
+        dropped = self.dropped.copy()  # in one step, whatever is added meanwhile
         return Statistics(
             tracked=self.tracked,
             delivered=self.delivered,
             pending=self.pending,
             spooled=self.spooled,
-            dropped=MappingProxyType({str(why): count for why, count in self.dropped.items()}),
+            dropped=MappingProxyType({str(why): count for why, count in dropped.items()}),
             batches=self.batches,
             attempts=self.attempts,
             retries=self.retries,
