@@ -6,20 +6,18 @@ import errno
 import fcntl
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from trimaran._spool.lock import OwnerLock, lives
 from trimaran._spool.values import SpoolError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 def open_files() -> int:
     """How many this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
