@@ -211,6 +211,24 @@ def test_leftovers_that_are_too_old_are_told_when_they_are_taken_over(
     assert [(gone.key, gone.reason) for gone in evicted] == [("a", DropReason.EXPIRED)]
 
 
+def test_what_nobody_comes_for_goes_with_its_age(
+    spool: Callable[..., SpoolFile], tmp_path: Path
+) -> None:
+    """A destination that was given up does not take up the room for ever."""
+    dead = spool("dead", destination="anonymous https://old.test", wall_clock=lambda: 3000.0)
+    live = spool("live", destination="anonymous https://old.test", wall_clock=lambda: 3000.0)
+    put(dead, "a")
+    put(live, "b")
+    die(dead)
+
+    taken, evicted = spool("me").take_over()
+
+    assert taken == []
+    assert [(gone.key, gone.reason) for gone in evicted] == [("a", DropReason.EXPIRED)]
+    assert keys(live) == ["b"]
+    assert not (tmp_path / "state" / "dead.lock").exists()
+
+
 def test_withdrawn_nothing_stays(spool: Callable[..., SpoolFile]) -> None:
     """Of this process and of dead ones; what others hold or send elsewhere is theirs."""
     dead, mine, live = spool("dead"), spool("me"), spool("live")

@@ -137,7 +137,7 @@ class SpoolFile:
         with self._transaction() as database:
             self._delete(database, instead_of)
             now = self._wall_clock()
-            evicted = self._expired(database) if self._may_have_expired(now) else []
+            evicted = self._expired(database, self._owner) if self._may_have_expired(now) else []
             database.execute(
                 "INSERT INTO batches"
                 " (key, position, owner, destination, created, events, reports, size, body)"
@@ -196,18 +196,18 @@ class SpoolFile:
             return database.execute("DELETE FROM batches WHERE key = ?", (key,)).rowcount > 0
 
     def take_over(self) -> tuple[list[Kept], list[Evicted]]:
-        """Own what dead processes left for this destination, in the order it was put;
-        and what of it was too old.
+        """Own what dead processes left for this destination, in the order it was put; and
+        what was too old of all that they left, for which nobody may ever come.
 
         Raises:
             SpoolError: nothing was taken over.
         """
         with self._transaction() as database:
             owners = database.execute(
-                "SELECT DISTINCT owner FROM batches WHERE destination = ? AND owner != ?",
-                (self._destination, self._owner),
+                "SELECT DISTINCT owner FROM batches WHERE owner != ?", (self._owner,)
             ).fetchall()
             taken: list[Kept] = []
+            evicted: list[Evicted] = []
             for (owner,) in owners:
                 lock = OwnerLock.seized(self._directory, owner)
                 if lock is None:
@@ -224,11 +224,12 @@ class SpoolFile:
                     "UPDATE batches SET owner = ? WHERE owner = ? AND destination = ?",
                     (self._owner, owner, self._destination),
                 )
+                evicted += self._expired(database, owner)
                 left = database.execute(
                     "SELECT 1 FROM batches WHERE owner = ?", (owner,)
                 ).fetchone()
                 lock.release(remove=left is None)
-            evicted = self._expired(database)
+            evicted += self._expired(database, self._owner)
         self._remove_old_locks()
         gone = {each.key for each in evicted}
         return [row for row in taken if row.key not in gone], evicted
@@ -288,14 +289,14 @@ class SpoolFile:
         """Whether it is time to look for what is too old, which looks at every batch."""
         return abs(now - self._expired_at) >= self._most_seconds * _EXPIRY_SLACK
 
-    def _expired(self, database: sqlite3.Connection) -> list[Evicted]:
-        """Remove what is too old, of this process and of nobody."""
+    def _expired(self, database: sqlite3.Connection, owner: str) -> list[Evicted]:
+        """Remove what is too old, of this process or a dead one."""
         self._expired_at = self._wall_clock()
         return self._removed(
             database,
             DropReason.EXPIRED,
             "owner = ? AND created < ?",
-            self._owner,
+            owner,
             self._wall_clock() - self._most_seconds,
         )
 
