@@ -93,6 +93,9 @@ def _connecting() -> Iterator[Case]:
     yield fails("closes in the middle of the answer's head", "closes in the head")
     yield arrives("200, closes in the middle of the body", "closes in the body")
     yield arrives(
+        "207, closes in the middle of the first body", "breaks off a 207 once", requests=(3, 3)
+    )
+    yield arrives(
         "200, then a byte of the body a second", "drips the body", settings={"drain_timeout": 1.5}
     )
     yield arrives("200 with an endless body", "endless body")
@@ -183,15 +186,19 @@ def _over_tls() -> Iterator[Case]:
 
 
 def _behind_a_proxy() -> Iterator[Case]:
-    tls: dict[str, Any] = {"scheme": "https", "requests": (0, 0)}
-    plain: dict[str, Any] = {"requests": (0, 0)}
-    yield arrives("a proxy that works", "tls", proxy="proxy", scheme="https")
+    away: dict[str, Any] = {"host": "endpoint.test"}  # this machine is reached without a proxy
+    plain: dict[str, Any] = {**away, "requests": (0, 0)}
+    tls: dict[str, Any] = {**plain, "scheme": "https"}
+    yield arrives("a proxy that works", "tls", proxy="proxy", scheme="https", **away)
     yield fails("a proxy that refuses connections", "well", proxy="refused", **plain)
     yield fails("a proxy that never answers", "well", proxy="never answers", **plain, **IMPATIENT)
     yield fails("a proxy that answers 502", "well", proxy="502", **plain)
+    yield is_refused("a proxy that answers 407", "well", proxy="407", **plain)
     yield fails(
         "a proxy that never answers CONNECT", "tls", proxy="never answers", **tls, **IMPATIENT
     )
+    yield fails("a proxy that answers CONNECT with 502", "tls", proxy="proxy 502", **tls)
+    yield fails("a proxy that answers CONNECT with 407", "tls", proxy="proxy 407", **tls)
     yield fails(
         "TLS through a proxy: never shakes hands",
         "never answers",
@@ -199,9 +206,7 @@ def _behind_a_proxy() -> Iterator[Case]:
         **tls,
         **IMPATIENT,
     )
-    yield fails("a proxy that answers CONNECT with 502", "tls", proxy="proxy 502", **tls)
-    yield fails("a proxy that answers CONNECT with 407", "tls", proxy="proxy 407", **tls)
-    yield is_refused("a proxy that answers 407", "well", proxy="407", **plain)
+    yield arrives("a proxy that fails, the endpoint on this machine", "well", proxy="refused")
 
 
 CASES = (

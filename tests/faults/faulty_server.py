@@ -55,6 +55,7 @@ def ports() -> dict[str, Port]:
         "closes in the request": Port(does.closes_in_the_request),
         "closes in the head": Port(does.closes_in_the_head),
         "closes in the body": Port(does.closes_in_the_body),
+        "breaks off a 207 once": Port(does.breaks_off_a_207_once()),
         "takes the first silently": Port(does.takes_the_first_silently()),
         "hangs up after an answer": Port(does.hangs_up_after_an_answer),
         "hangs up on the second": Port(does.hangs_up_on_the_second),

@@ -170,6 +170,20 @@ async def closes_in_the_body(connection: Connection) -> None:
         await connection.stream.send_all(raw_answer(200, body=b"half", length=8))
 
 
+def breaks_off_a_207_once() -> Fault:
+    """Go in the middle of the first answer that names what was refused; name nothing later."""
+    breaks = iter([True])
+
+    async def fault(connection: Connection) -> None:
+        while request := await connection.request():
+            if next(breaks, False):
+                await connection.stream.send_all(raw_answer(207, body=b'{"rejec', length=80))
+                return
+            await connection.answer(request, 207, body=b'{"rejected": []}')
+
+    return fault
+
+
 def takes_the_first_silently() -> Fault:
     """Store the first batch and go without an answer; be well after that."""
     silences = iter([True])
@@ -207,12 +221,12 @@ async def speaks_http2_alone(connection: Connection) -> None:
 
 
 async def tunnels(connection: Connection) -> None:
-    """A proxy that works, for ``CONNECT``."""
+    """A proxy that works, for ``CONNECT``; to it, every host is this machine."""
     head = await connection.head()
     if head is None:
         return
-    host, _, port = head[0].split(" ")[1].rpartition(":")
-    onward = await trio.open_tcp_stream(host, int(port))
+    port = head[0].split(" ")[1].rpartition(":")[2]
+    onward = await trio.open_tcp_stream("127.0.0.1", int(port))
     await connection.stream.send_all(b"HTTP/1.1 200 -\r\n\r\n")
     async with onward, trio.open_nursery() as nursery:
 

@@ -78,7 +78,7 @@ async def faulty_server(wanted: Mapping[str, str]) -> AsyncIterator[FaultyServer
 def make_certificates(folder: Path) -> None:
     """A good certificate, and one for each way to be bad."""
     authority, stranger = trustme.CA(), trustme.CA()
-    here = ("localhost", "127.0.0.1")
+    here = ("localhost", "127.0.0.1", "endpoint.test")
     authority.cert_pem.write_to_path(folder / "authority.pem")
     for name, leaf in {
         "good": authority.issue_cert(*here),
