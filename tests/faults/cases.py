@@ -53,6 +53,8 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     proxy: str | None = None
     """The fault that stands between."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Further variables of the agent's environment."""
     is_trusting: bool = True
     """Whether the agent is told of the authority that the server's certificate is from."""
 
@@ -207,6 +209,11 @@ def _behind_a_proxy() -> Iterator[Case]:
         **IMPATIENT,
     )
     yield arrives("a proxy that fails, the endpoint on this machine", "well", proxy="refused")
+    unusable = {"environ": {"NO_PROXY": "localhost,::1/128"}}
+    yield fails("a proxy variable that cannot be used", "well", **plain, **unusable)
+    yield arrives(
+        "a proxy variable that cannot be used, the endpoint on this machine", "well", **unusable
+    )
 
 
 CASES = (

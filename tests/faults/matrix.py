@@ -115,7 +115,7 @@ async def _run_agent(case: Case, server: FaultyServer) -> Ran:
     with trio.fail_after(LONG):
         done = await trio.run_process(
             [sys.executable, "-m", "faults.agent", msgspec.json.encode(orders).decode()],
-            env=environment(**variables),
+            env=environment(**variables, **case.environ),
             capture_stdout=True,
             capture_stderr=True,
             check=False,

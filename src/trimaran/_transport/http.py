@@ -12,6 +12,7 @@ import signal
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import httpx
@@ -88,20 +89,33 @@ class HttpTransport:
         max_connections: connections that are open at once, at most.
         direct_to: a host that is reached without a proxy. To this very machine a token may
             go over plain http; a proxy would be another one, which reads it.
+
+    Raises:
+        TransportError: a proxy variable of the environment cannot be used.
     """
 
     def __init__(self, *, max_connections: int, direct_to: str | None = None) -> None:
-        self._client = httpx.AsyncClient(
+        client = partial(
+            httpx.AsyncClient,
             verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             # The caller's cancel scope is the one clock: httpx's own limits would
             # each cover a part of an attempt, and none the whole.
-            timeout=None,  # noqa: S113
+            timeout=None,
             follow_redirects=False,
             mounts={} if direct_to is None else {_pattern_of(direct_to): None},
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=max_connections
             ),
         )
+        try:
+            self._client = client()
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
+            # httpx reads all proxy variables at once, and fails at one that it cannot use:
+            # "::1/128" in NO_PROXY, a SOCKS proxy without the package for it.
+            if direct_to is None:
+                kind = type(error).__name__
+                raise TransportError(f"a proxy variable cannot be used: {kind}") from None
+            self._client = client(trust_env=False)
         self._logger = logging.getLogger(httpx.__name__)
         self._url: tuple[str, httpx.URL] | None = None
         """The last one, as it came and parsed."""
