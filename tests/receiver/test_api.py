@@ -17,7 +17,7 @@ import zstandard
 from starlette.routing import Route
 
 from trimaran.receiver import Receiver, create_app, open_store, run_receiver
-from trimaran.receiver.app import READ_TIMEOUT
+from trimaran.receiver.limits import READ_TIMEOUT
 from trimaran.receiver.server import serve
 
 INGEST = "/api/observability/ingest"
@@ -280,7 +280,7 @@ async def test_nothing_is_read_without_a_token(guarded: Receiver, tmp_path: Path
         for route in app.routes
         if isinstance(route, Route) and "GET" in (route.methods or ())
     ]
-    assert len(paths) == 6
+    assert len(paths) == 7
     async with client_of(guarded) as client:
         await client.post(INGEST, content=body(event()), headers=JSON | TOKEN)
         for path in paths:
@@ -416,7 +416,9 @@ async def test_odd_numbers_in_a_query_do_no_harm(client: httpx.AsyncClient, path
         assert answer.json()["error"].endswith("must be a whole number")
 
 
-@pytest.mark.parametrize("session_id", ["a/b", "a?b=c#d", "ü 日本", "%2F", "a/events/b", "'\"<"])
+@pytest.mark.parametrize(
+    "session_id", ["a/b", "a?b=c#d", "ü 日本", "%2F", "a/events/b", "a/events", "'\"<"]
+)
 async def test_any_session_id_has_an_address(client: httpx.AsyncClient, session_id: str) -> None:
     """Whatever characters its sender took."""
     content = body(event(session_id=session_id), session_id=session_id)
@@ -511,6 +513,7 @@ POST_SCOPE = {
     "type": "http",
     "method": "POST",
     "path": INGEST,
+    "raw_path": INGEST.encode(),
     "query_string": b"",
     "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
 }

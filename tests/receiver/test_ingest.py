@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from trimaran import Generation, ToolCall
 from trimaran._events import BUILT_IN_EVENTS
-from trimaran.receiver.ingest import LAST_TIMESTAMP, MAX_NUMBER, BadBody, Batch, parse
+from trimaran.receiver.ingest import BadBody, Batch, parse
+from trimaran.receiver.wire import LAST_TIMESTAMP, MAX_NUMBER
 
 NOW = 1_795_000_000_000
 
@@ -48,7 +49,7 @@ def test_every_type_of_the_wire_is_taken(type_: str) -> None:
     (good,) = batch.events
     assert good.type == type_
     assert good.timestamp == NOW
-    assert type(good.event) is BUILT_IN_EVENTS[type_]
+    assert isinstance(good.event, BUILT_IN_EVENTS[type_])
     assert json.loads(good.raw) == sent
 
 
@@ -142,29 +143,49 @@ def test_bad_events_do_not_hold_up_good_ones() -> None:
         11: "Expected `int` >= 0 - at `$.timestamp`",
         12: "Expected `int` <= 253402300799999 - at `$.timestamp`",
         13: "Expected `str` of length <= 128 - at `$.type`",
-        14: "Number out of range - at `$.tokens`",
+        14: "Expected `int` >= 0 - at `$.tokens.input`",
         15: "Invalid enum value 'maybe' - at `$.status`",
     }
 
 
 @pytest.mark.parametrize(
-    ("type_", "fields", "place"),
+    ("type_", "fields", "reason"),
     [
-        ("generation", {"cost": 1e300}, "cost"),
-        ("generation", {"cost": -1e300}, "cost"),
-        ("generation", {"tokens": {"output": MAX_NUMBER + 1}}, "tokens"),
-        ("tool_call", {"tool_name": "x", "duration_ms": 10**300}, "duration_ms"),
-        ("tool_call", {"tool_name": "x", "sequence_index": 2**60}, "sequence_index"),
-        ("session_end", {"total_tokens": 2**60}, "total_tokens"),
+        ("generation", {"cost": 1e300}, "Expected `float` <= 9007199254740991.0 - at `$.cost`"),
+        ("generation", {"cost": -1e300}, "Expected `float` >= -9007199254740991.0 - at `$.cost`"),
+        ("generation", {"cost": 10**400}, "Number out of range - at `$.cost`"),
+        (
+            "generation",
+            {"tokens": {"output": MAX_NUMBER + 1}},
+            "Expected `int` <= 9007199254740991 - at `$.tokens.output`",
+        ),
+        (
+            "tool_call",
+            {"tool_name": "x", "duration_ms": 10**300},
+            "Expected `int` <= 9007199254740991 - at `$.duration_ms`",
+        ),
+        (
+            "tool_call",
+            {"tool_name": "x", "duration_ms": -1e300},
+            "Expected `float` >= -9007199254740991.0 - at `$.duration_ms`",
+        ),
+        (
+            "tool_call",
+            {"tool_name": "x", "sequence_index": 2**60},
+            "Expected `int` <= 9007199254740991 - at `$.sequence_index`",
+        ),
+        (
+            "session_end",
+            {"total_tokens": 2**60},
+            "Expected `int` <= 9007199254740991 - at `$.total_tokens`",
+        ),
     ],
 )
 def test_numbers_that_cannot_be_added_up_are_rejected(
-    type_: str, fields: dict[str, Any], place: str
+    type_: str, fields: dict[str, Any], reason: str
 ) -> None:
     """Sums and pages would go wrong over them, for the whole session."""
-    assert reasons(parse(body(event(type_, **fields)))) == {
-        0: f"Number out of range - at `$.{place}`"
-    }
+    assert reasons(parse(body(event(type_, **fields)))) == {0: reason}
 
 
 def test_the_largest_numbers_are_taken() -> None:

@@ -15,8 +15,8 @@ import trio.testing
 
 from trimaran.receiver.database import APPLICATION_ID, MIGRATIONS
 from trimaran.receiver.ingest import Batch, Rejection, parse
+from trimaran.receiver.limits import MAX_PAGE_BYTES
 from trimaran.receiver.store import (
-    MAX_PAGE_BYTES,
     Receipt,
     Store,
     StoredSession,
@@ -190,13 +190,12 @@ async def test_sessions_come_newest_first_by_pages(tmp_path: Path) -> None:
             await store.append(batch(0, session_id=name))
         await store.append(batch(1, session_id="a"))
         pages: list[str] = []
-        before: int | None = None
+        page = await store.sessions(limit=2)
         while True:
-            page = await store.sessions(before=before, limit=2)
             pages.append("".join(session.id for session in page.sessions))
-            before = page.next
-            if before is None:
+            if page.next is None:
                 break
+            page = await store.sessions(before=page.next, limit=2)
 
     assert pages == ["ed", "cb", "a"]
 

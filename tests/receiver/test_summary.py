@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimaran import Tokens
-from trimaran.receiver.ingest import MAX_NUMBER, Batch, parse
+from trimaran.receiver.ingest import Batch, parse
 from trimaran.receiver.summary import Summary, add
+from trimaran.receiver.wire import MAX_NUMBER
 
 
 def batch(*events: dict[str, Any], **envelope: Any) -> Batch:

@@ -11,10 +11,10 @@ Does not know: sockets, how a batch is validated or stored, how a page looks.
 ``GET /api/sessions/{id}/events``     its events in the order of arrival, page by page
 ``GET /``, ``GET /sessions/{id}``     the same for a person to read
 ``GET /healthz``                      200 if the store can be read
+``GET /openapi.json``                 all of this for other programs, as OpenAPI
 ====================================  =================================================
 
-An error is answered in JSON: ``error`` says what is wrong and ``at`` where, if that is
-somewhere in the body; to a person it is a page.
+An error is answered in JSON too, to a person it is a page.
 
 With tokens set, everything but ``/healthz`` needs one of them. A post carries it as
 Bearer. For reading it may also be the password of Basic authentication, which is what
@@ -23,17 +23,22 @@ a browser asks a person for.
 
 import time
 from collections.abc import Callable, Mapping
+from urllib.parse import unquote
 
 import msgspec
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimaran._diagnostics import Diagnostics
+from trimaran.receiver import openapi
 from trimaran.receiver.access import knows_token, names_local_host
+from trimaran.receiver.answers import Events, Health, Problem, Sessions, Taken, session_of
 from trimaran.receiver.encoding import (
     ACCEPTED,
     BodyTooLarge,
@@ -42,23 +47,23 @@ from trimaran.receiver.encoding import (
     decompress,
 )
 from trimaran.receiver.ingest import BadBody, parse
+from trimaran.receiver.limits import (
+    EVENTS_PAGE,
+    MAX_BODY,
+    MAX_CURSOR,
+    MAX_DISCARD,
+    MAX_KEY,
+    MAX_PAGE,
+    READ_TIMEOUT,
+    RETRY_AFTER,
+    SESSIONS_PAGE,
+)
 from trimaran.receiver.pages import PAGE, Pages
 from trimaran.receiver.store import Store, StoredSession, StoreUnavailable
 
 __all__ = ["MAX_BODY", "create_app"]
 
-MAX_BODY = 1_048_576
-"""Bytes of a body, as it comes and when it is decompressed."""
-
-READ_TIMEOUT = 30.0
-"""Seconds for a client to send all of a body."""
-
-_RETRY_AFTER = 5  # s; what a client is told to wait when the store is not available
-_MAX_DISCARD = 16 * MAX_BODY  # bytes of a body too large that are read and thrown away
 _MAX_POSTS = 256  # bodies in memory at the same time; more wait, unread
-_MAX_KEY = 256  # characters of an idempotency key
-_MAX_PAGE = 1000  # sessions or events in one answer
-_MAX_CURSOR = 2**63 - 1  # the greatest integer of SQLite
 _BEARER = 'Bearer realm="trimaran"'
 _BASIC = 'Basic realm="trimaran (the token is the password)", charset="UTF-8"'
 
@@ -84,24 +89,40 @@ def create_app(
     guard = _Guard(tokens, local_only=local_only)
     pages = Pages()
     posting = _Posting(store, guard, max_body)
-    reading = _Reading(store, guard)
+    reading = _Reading(store, guard, openapi.describe(max_body=max_body, tokens=bool(tokens)))
     person = _PersonReading(store, guard, pages, clock)
     refusal = _Refusal(pages, Diagnostics(trio.current_time))
     app = Starlette(
         routes=[
             Route("/api/observability/ingest", posting.ingest, methods=["POST"]),
             Route("/api/sessions", reading.sessions),
-            # The id is the sender's, and may have slashes in it.
+            # The id is the sender's, and may have slashes in it, whether encoded or not.
             Route("/api/sessions/{id:path}/events", reading.events),
             Route("/api/sessions/{id:path}", reading.session),
             Route("/healthz", reading.health),
+            Route("/openapi.json", reading.itself),
             Route("/", person.sessions),
             Route("/sessions/{id:path}", person.session),
         ],
+        middleware=[Middleware(_ByEncodedPath)],
         exception_handlers=dict.fromkeys(_REFUSED, refusal.answer),
     )
     app.router.redirect_slashes = False
     return app
+
+
+class _ByEncodedPath:
+    """Has routes chosen by the path as it came, with what is encoded in it still encoded.
+
+    The events of the session ``a`` and the session ``a/events`` are told apart by that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["raw_path"].decode("ascii")
+        await self._app({**scope, "path": path}, receive, send)
 
 
 class _Guard:
@@ -145,16 +166,13 @@ class _Posting:
                 # does not post to other sites without asking them first.
                 raise HTTPException(415, "The Content-Type must be application/json")
             key = request.headers.get("idempotency-key")
-            if key is not None and not 0 < len(key) <= _MAX_KEY:
-                raise HTTPException(400, f"An Idempotency-Key has 1 to {_MAX_KEY} characters")
+            if key is not None and not 0 < len(key) <= MAX_KEY:
+                raise HTTPException(400, f"An Idempotency-Key has 1 to {MAX_KEY} characters")
             encoding = request.headers.get("content-encoding", "")
             batch = parse(decompress(body, encoding, self._max_body))
             receipt = await self._store.append(batch, key)
-        answer: dict[str, object] = {"accepted": receipt.accepted}
-        if receipt.rejected:
-            answer["rejected"] = receipt.rejected
         return _json(
-            answer,
+            Taken(receipt.accepted, receipt.rejected),
             status=207 if receipt.rejected else 200,
             headers={"idempotent-replayed": "true"} if receipt.duplicate else {},
         )
@@ -171,7 +189,7 @@ class _Posting:
                 size += len(chunk)
                 if size <= self._max_body:
                     body += chunk
-                if size > self._max_body + _MAX_DISCARD or not message.get("more_body", False):
+                if size > self._max_body + MAX_DISCARD or not message.get("more_body", False):
                     break
             if size > self._max_body:
                 raise BodyTooLarge(self._max_body)
@@ -182,40 +200,44 @@ class _Posting:
 class _Reading:
     """Gives back what was stored, as JSON."""
 
-    def __init__(self, store: Store, guard: _Guard) -> None:
+    def __init__(self, store: Store, guard: _Guard, description: object) -> None:
         self._store = store
         self._guard = guard
+        self._description = msgspec.Raw(msgspec.json.encode(description))
+
+    async def itself(self, request: Request) -> Response:
+        """What can be asked for and posted here."""
+        self._guard.admit(request, basic=True)
+        return _json(self._description)
 
     async def health(self, _request: Request) -> Response:
         """Say that all is well, unless the store cannot be read. Needs no token."""
         await self._store.check()
-        return _json({"status": "ok"})
+        return _json(Health("ok"))
 
     async def sessions(self, request: Request) -> Response:
         """Some sessions, the newest first."""
         self._guard.admit(request, basic=True)
         page = await self._store.sessions(
-            before=_number(request, "after", default=_MAX_CURSOR, least=0, most=_MAX_CURSOR),
-            limit=_number(request, "limit", default=50, least=1, most=_MAX_PAGE),
+            before=_number(request, "after", default=MAX_CURSOR, least=0, most=MAX_CURSOR),
+            limit=_number(request, "limit", default=SESSIONS_PAGE, least=1, most=MAX_PAGE),
         )
-        return _json(
-            {"sessions": [_session_json(session) for session in page.sessions], "next": page.next}
-        )
+        return _json(Sessions(tuple(map(session_of, page.sessions)), page.next))
 
     async def session(self, request: Request) -> Response:
         """One session."""
         self._guard.admit(request, basic=True)
-        return _json(_session_json(await _find(self._store, request)))
+        return _json(session_of(await _find(self._store, request)))
 
     async def events(self, request: Request) -> Response:
         """Some events of one session, in the order of arrival."""
         self._guard.admit(request, basic=True)
         page = await self._store.events(
             await _find(self._store, request),
-            first=_number(request, "after", default=0, least=0, most=_MAX_CURSOR),
-            limit=_number(request, "limit", default=200, least=1, most=_MAX_PAGE),
+            first=_number(request, "after", default=0, least=0, most=MAX_CURSOR),
+            limit=_number(request, "limit", default=EVENTS_PAGE, least=1, most=MAX_PAGE),
         )
-        return _json({"events": page.events, "next": page.next})
+        return _json(Events(page.events, page.next))
 
 
 class _PersonReading:
@@ -232,12 +254,12 @@ class _PersonReading:
     async def sessions(self, request: Request) -> Response:
         """The page of all sessions."""
         self._guard.admit(request, basic=True)
-        before = _number(request, "after", default=_MAX_CURSOR, least=0, most=_MAX_CURSOR)
+        before = _number(request, "after", default=MAX_CURSOR, least=0, most=MAX_CURSOR)
         page = await self._store.sessions(before=before)
         html = self._pages.sessions(
             page,
             address=request.url.netloc,
-            newest=before == _MAX_CURSOR,
+            newest=before == MAX_CURSOR,
             now=self._now(),
         )
         return Response(html, headers=self._pages.headers)
@@ -246,7 +268,7 @@ class _PersonReading:
         """The page of one session."""
         self._guard.admit(request, basic=True)
         session = await _find(self._store, request)
-        first = _number(request, "after", default=0, least=0, most=_MAX_CURSOR)
+        first = _number(request, "after", default=0, least=0, most=MAX_CURSOR)
         page = await self._store.events(session, first=first, limit=PAGE)
         html = self._pages.session(session, page, now=self._now())
         return Response(html, headers=self._pages.headers)
@@ -265,13 +287,13 @@ class _Refusal:
     async def answer(self, request: Request, error: Exception) -> Response:
         """Say what *error* means; not a checkpoint."""
         headers: Mapping[str, str] = {}
-        at: str | None = None
+        at: str | msgspec.UnsetType = msgspec.UNSET
         problem = str(error)
         match error:
             case HTTPException():
                 status, problem, headers = error.status_code, error.detail, error.headers or {}
             case BadBody():
-                status, problem, at = 400, error.problem, error.at
+                status, problem, at = 400, error.problem, error.at or msgspec.UNSET
             case BrokenEncoding():
                 status = 400
             case ClientDisconnect():  # nobody reads this
@@ -281,15 +303,14 @@ class _Refusal:
             case UnknownEncoding():
                 status, headers = 415, {"accept-encoding": ACCEPTED}  # RFC 9110, 12.5.3
             case StoreUnavailable():
-                status, headers = 503, {"retry-after": str(_RETRY_AFTER)}
+                status, headers = 503, {"retry-after": str(RETRY_AFTER)}
                 self._diagnostics.warn("receiver_store_unavailable", reason=problem)
             case _:  # the server logs it
                 status, problem = 500, "The receiver has a bug; its log says more"
         if _is_for_a_person(request):
             page = self._pages.refusal(status, problem)
             return Response(page, status, headers={**self._pages.headers, **headers})
-        answer = {"error": problem} if at is None else {"error": problem, "at": at}
-        return _json(answer, status=status, headers=headers)
+        return _json(Problem(problem, at), status=status, headers=headers)
 
 
 _REFUSED = (
@@ -305,7 +326,7 @@ _REFUSED = (
 
 
 async def _find(store: Store, request: Request) -> StoredSession:
-    session = await store.session(request.path_params["id"])
+    session = await store.session(unquote(request.path_params["id"]))
     if session is None:
         raise HTTPException(404, "There is no session of this id")
     return session
@@ -320,27 +341,6 @@ def _number(request: Request, name: str, *, default: int, least: int, most: int)
         return min(max(int(text), least), most)
     except ValueError as error:
         raise HTTPException(400, f"{name} must be a whole number") from error
-
-
-def _session_json(session: StoredSession) -> dict[str, object]:
-    summary = session.summary
-    return {
-        "id": session.id,
-        "project": summary.project,
-        "agent": summary.agent,
-        "model": summary.model,
-        "provider": summary.provider,
-        "version": summary.version,
-        "user": summary.user,
-        "start": summary.start,
-        "end": summary.end,
-        "duration_ms": summary.elapsed_ms,
-        "event_count": summary.event_count,
-        "events_by_type": summary.events_by_type,
-        "tokens": {**msgspec.structs.asdict(summary.tokens), "total": summary.tokens.total},
-        "cost": summary.cost,
-        "errors": summary.errors,
-    }
 
 
 def _json(
@@ -363,4 +363,4 @@ def _media_type(request: Request) -> str:
 
 
 def _is_for_a_person(request: Request) -> bool:
-    return not request.url.path.startswith(("/api/", "/healthz"))
+    return not request.url.path.startswith(("/api/", "/healthz", "/openapi.json"))

@@ -29,6 +29,7 @@ import trio
 
 from trimaran.receiver.database import StoreError, StoreUnavailable, open_reader, open_writer
 from trimaran.receiver.ingest import Batch, Rejection
+from trimaran.receiver.limits import EVENTS_PAGE, MAX_CURSOR, MAX_PAGE_BYTES, SESSIONS_PAGE
 from trimaran.receiver.summary import Summary, add
 
 __all__ = [
@@ -43,11 +44,8 @@ __all__ = [
 ]
 
 BUSY_TIMEOUT = 5.0  # s; how long another process may hold the file before posts are put off
-MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page of events ends here, whatever number was asked for
 _MAX_GROUP = 256  # posts in one transaction; bounds how many wait longer because of the others
 _READERS = 4  # threads that read at the same time
-
-_MAX_NUMBER = 2**63 - 1  # the greatest integer of SQLite
 
 _T = TypeVar("_T")
 _SessionRow = tuple[int, str, str]
@@ -156,7 +154,9 @@ class Store:
             raise StoreUnavailable(f"{self.path}: {post.failure}")
         return post.receipt
 
-    async def sessions(self, *, before: int | None = None, limit: int = 50) -> SessionPage:
+    async def sessions(
+        self, *, before: int = MAX_CURSOR, limit: int = SESSIONS_PAGE
+    ) -> SessionPage:
         """Up to *limit* sessions whose number is less than *before*, the newest first.
 
         Raises:
@@ -167,7 +167,7 @@ class Store:
             rows: list[_SessionRow] = connection.execute(
                 "SELECT number, id, summary FROM sessions WHERE number < ?"
                 " ORDER BY number DESC LIMIT ?",
-                (_MAX_NUMBER if before is None else before, limit + 1),
+                (before, limit + 1),
             ).fetchall()
             found = tuple(_session(row) for row in rows[:limit])
             return SessionPage(found, found[-1].number if len(rows) > limit else None)
@@ -190,7 +190,7 @@ class Store:
         return await self._read(query)
 
     async def events(
-        self, session: StoredSession, *, first: int = 0, limit: int = 200
+        self, session: StoredSession, *, first: int = 0, limit: int = EVENTS_PAGE
     ) -> EventPage:
         """Up to *limit* events of *session* from position *first* on.
 

@@ -13,18 +13,17 @@ from collections import Counter
 import msgspec
 
 from trimaran._events import (
-    BridgeCall,
-    ErrorEvent,
-    Event,
     Generation,
     SessionEnd,
     SessionStart,
     Tokens,
-    ToolCall,
 )
-from trimaran.receiver.ingest import MAX_NUMBER, Batch
+from trimaran.receiver.ingest import Batch, GoodEvent
+from trimaran.receiver.wire import MAX_NUMBER
 
 __all__ = ["Summary", "add"]
+
+_TELLING = frozenset({"generation", "session_start", "session_end"})
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +93,12 @@ def add(summary: Summary, batch: Batch, *, received: int) -> Summary:
         events_by_type=dict(
             Counter(summary.events_by_type) + Counter(event.type for event in batch.events)
         ),
-        errors=summary.errors + sum(_failed(good.event) for good in batch.events),
+        errors=summary.errors + sum(map(_failed, batch.events)),
         received=received,
     )
     for good in batch.events:
+        if good.type not in _TELLING:  # spares almost every event the looks below
+            continue
         match good.event:
             case Generation() as generation:
                 summary = _add_generation(summary, generation)
@@ -112,12 +113,9 @@ def add(summary: Summary, batch: Batch, *, received: int) -> Summary:
     return summary
 
 
-def _failed(event: Event | None) -> bool:
-    match event:
-        case ErrorEvent() | ToolCall(status="error") | BridgeCall(status="error"):
-            return True
-        case _:
-            return False
+def _failed(good: GoodEvent) -> bool:
+    """Whether it is an error, or a call that did not succeed."""
+    return good.type == "error" or getattr(good.event, "status", None) == "error"
 
 
 def _begin(summary: Summary, start: SessionStart) -> Summary:

@@ -1,0 +1,102 @@
+"""What the receiver takes: the envelope of a batch, and the events in it.
+
+In: the classes of the ten events that every session has.
+Out: types that msgspec decodes into, with the bounds that hold on the wire.
+Does not know: bodies, HTTP, what becomes of an event.
+
+An agent that makes an event is never told that it is wrong, so the classes it uses
+have no bounds. Here each gets a subclass that has: what is decoded is still a
+:class:`~trimaran.Generation` to whoever asks. What the receiver says of itself to
+other programs is made from the same types.
+"""
+
+from collections.abc import Mapping
+from types import UnionType
+from typing import Annotated, Union, cast, get_args
+
+import msgspec
+
+from trimaran._events import BUILT_IN_EVENTS, Event, Tokens
+
+__all__ = ["EVENTS", "LAST_TIMESTAMP", "MAX_NUMBER", "Envelope", "Head"]
+
+MAX_NUMBER = 2**53 - 1
+"""The greatest integer that every JSON reader keeps exact. Beyond it, sums go wrong."""
+
+LAST_TIMESTAMP = 253_402_300_799_999
+"""ms since the epoch, the end of the year 9999: no calendar goes further."""
+
+_MAX_ID = 256  # characters of a session id
+_MAX_TYPE = 128  # characters of an event's type
+
+# A session id becomes part of an address. The end of the pattern means the very end in
+# the dialect of JSON Schema and in Python's, whose $ would let a line break follow.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$(?!\n)"
+
+_Timestamp = Annotated[int, msgspec.Meta(ge=0, le=LAST_TIMESTAMP)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
+
+
+class Envelope(msgspec.Struct):
+    """The body of a post."""
+
+    session_id: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_ID, pattern=_PRINTABLE)]
+    timestamp: _Timestamp
+    events: list[msgspec.Raw]
+    cli_version: str = ""
+    user_email: str = ""
+    project_id: str = ""
+
+
+class Head(msgspec.Struct):
+    """What every event must have, whatever its type."""
+
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_TYPE)]
+    timestamp: _Timestamp
+    session_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_Tokens = msgspec.defstruct(
+    "Tokens",
+    [(name, cast(type, _Count), 0) for name in Tokens.__struct_fields__],
+    bases=(Tokens,),
+    frozen=True,
+    kw_only=True,
+)
+
+
+def _bounded(annotation: object) -> object:
+    """*annotation* with bounds on each number in it."""
+    if annotation is int:
+        return Annotated[int, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+    if annotation is float:
+        return Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+    if annotation is Tokens:
+        return _Tokens
+    if isinstance(annotation, UnionType):
+        return Union[tuple(map(_bounded, get_args(annotation)))]  # noqa: UP007 - however many
+    return annotation
+
+
+def _on_the_wire(event_class: type[Event]) -> type[Event]:
+    """*event_class* with bounds on its numbers, and a timestamp that must be there."""
+    fields: list[tuple[str, object, object]] = [
+        (field.name, _bounded(field.type), msgspec.field(default=field.default))
+        for field in msgspec.structs.fields(event_class)
+        if field.name != "timestamp"
+    ]
+    subclass = msgspec.defstruct(
+        event_class.__name__,
+        cast("list[tuple[str, type, object]]", [("timestamp", _Timestamp), *fields]),
+        bases=(event_class,),
+        tag=event_class.__struct_config__.tag,
+        frozen=True,
+        kw_only=True,
+    )
+    return cast("type[Event]", subclass)
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    name: _on_the_wire(event_class) for name, event_class in BUILT_IN_EVENTS.items()
+}
+"""Wire name to class. Every other type is an event of the host's own, with any fields."""
