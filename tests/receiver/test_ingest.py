@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trimaran import Generation, ToolCall
-from trimaran._events import BUILT_IN_EVENTS
+from trimaran._events import BUILT_IN_EVENTS, ErrorEvent
 from trimaran.receiver.ingest import BadBody, Batch, parse
 from trimaran.receiver.wire import LAST_TIMESTAMP, MAX_NUMBER
 
@@ -102,6 +102,27 @@ def test_a_missing_session_id_is_that_of_the_batch() -> None:
         "type": "ping",
         "timestamp": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (rb"cut \ud83d", "cut \ufffd"),
+        (rb"\uDE00\uD83D\uDE00", "\ufffd\U0001f600"),
+        (rb"\ud83d\ud83d\ude00\u0041", "\ufffd\U0001f600A"),
+        (rb"\\ud83d \ud83d\\\"\\", '\\ud83d \ufffd\\"\\'),
+    ],
+)
+def test_half_a_character_does_not_lose_a_batch(sent: bytes, kept: str) -> None:
+    """JavaScript cuts texts anywhere, and writes the half that is left as an escape."""
+    raw = b'{"type":"error","timestamp":1,"error_name":"x","error_message":"%s"}' % sent
+
+    batch = parse(b'{"session_id":"s","timestamp":1,"events":[%s]}' % raw)
+
+    (good,) = batch.events
+    assert isinstance(good.event, ErrorEvent)
+    assert good.event.error_message == kept
+    assert json.loads(good.raw)["error_message"] == kept
 
 
 def test_bad_events_do_not_hold_up_good_ones() -> None:
@@ -237,7 +258,9 @@ BAD_BODIES: list[tuple[bytes, str, str | None]] = [
     (body(float("nan")), "JSON is malformed: invalid character", "byte 59"),
     (b'\xef\xbb\xbf{"session_id":"s"}', "JSON is malformed: invalid character", "byte 0"),
     (b'{"session_id":"\xff"}', "The body is not UTF-8", "byte 15"),
-    (b'{"session_id":"\\ud800 and on"}', "JSON is malformed: unexpected end", "byte 21"),
+    (b'{"session_id":"\\ud800 and on"}', "Object missing required field `timestamp`", "$"),
+    (b'{"session_id":"\\ud800 \\x"}', "JSON is malformed: invalid escape", "byte 24"),
+    (b'{"session_id":"\\ud8zz"}', "JSON is malformed: invalid character", "byte 20"),
     (body(events="@").replace(b'"@"', b"[" * 100_000), "The body is nested too", None),
 ]
 

@@ -23,6 +23,13 @@ __all__ = ["BadBody", "Batch", "GoodEvent", "Rejection", "parse", "parse_event"]
 
 MAX_DEPTH = 64  # levels of nesting; readers of JSON give up at some hundreds
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+# An escape in a string: two halves of a character, one that is alone, or any other.
+# JavaScript writes one where a text was cut within a character; nobody else can read it.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
 
 
 class BadBody(Exception):
@@ -122,8 +129,16 @@ def _envelope(body: bytes) -> Envelope:
         problem, _, path = str(error).partition(" - at `")
         raise BadBody(problem, path.removesuffix("`") or "$") from error
     except msgspec.DecodeError as error:
+        mended = _ESCAPE.sub(_without_halves, body)
+        if mended != body:
+            return _envelope(mended)
         problem, _, place = str(error).partition(" (")
         raise BadBody(problem, place.removesuffix(")") or f"byte {len(body)}") from error
+
+
+def _without_halves(escape: re.Match[bytes]) -> bytes:
+    """The *escape* as it is, or in place of half a character the one that says so."""
+    return rb"\ufffd" if escape["half"] else escape[0]
 
 
 def parse_event(raw: bytes, session_id: str) -> GoodEvent:
