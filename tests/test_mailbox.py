@@ -22,6 +22,7 @@ from trimaran._pipeline.mailbox import (
     MemoryBudget,
 )
 from trimaran._settings import MailboxPolicy
+from trimaran.testing import Capture
 
 NOW = 1_800_000_000.5
 PLENTY = 1 << 40
@@ -577,11 +578,11 @@ async def test_sessions_that_are_equally_loud_share() -> None:
             box.note("x")
 
     assert sum(len(box.mailbox) for box in boxes) == 40
-    assert all(8 <= len(box.mailbox) <= 12 for box in boxes)
+    assert all(7 <= len(box.mailbox) <= 13 for box in boxes)
 
 
 async def test_a_loud_session_does_not_take_from_the_quiet_when_it_has_become_quiet() -> None:
-    """Who holds most is looked for again once the last one is down to its share."""
+    """Who holds most is looked for again once the last one is down to less than its share."""
     budget = MemoryBudget(12 * NOTE_SIZE)
     first, second, third = (Box(budget=budget) for _ in range(3))
     first.note(*"abcdefghijklm")  # sheds one of its own, and is known to hold most
@@ -589,8 +590,8 @@ async def test_a_loud_session_does_not_take_from_the_quiet_when_it_has_become_qu
 
     assert len(await first.texts()) == 12
     first.mailbox.release(12 * NOTE_SIZE)
-    first.note("a", "b", "c", "d")
-    second.note(*"efghijk")
+    first.note("a", "b", "c")
+    second.note(*"defghijk")
     third.note("l")
     third.note("m")
 
@@ -645,6 +646,99 @@ async def test_where_nothing_can_be_shed_the_new_event_goes() -> None:
     box.alarm("A")
 
     assert (box.shed, len(box.mailbox)) == (2, 0)
+
+
+async def test_what_is_on_its_way_leaves_room_for_others() -> None:
+    """It cannot be shed, so a loud session behind a stuck sender hands on half of the memory."""
+    budget = MemoryBudget(1000 * NOTE_SIZE)
+    loud, quiet = Box(budget=budget), Box(budget=budget)
+    loud.note(*"x" * 1000)
+    for _ in range(3):
+        await loud.texts()
+    assert budget.downstream == 600 * NOTE_SIZE
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loud.texts)
+        await settled()
+        quiet.note("q", "q")
+        assert await quiet.texts() == ["q", "q"]
+        quiet.note("q")
+        await settled()
+        assert len(loud.mailbox) == 397
+        nursery.cancel_scope.cancel()
+
+    assert (loud.shed, quiet.shed) == (3, 0)
+
+
+async def test_who_was_held_up_goes_on_with_the_next_delivery() -> None:
+    """As soon as its own part on the way is small enough, or all of it together is."""
+    budget = MemoryBudget(1000 * NOTE_SIZE)
+    box, other = Box(budget=budget), Box(budget=budget)
+    box.note(*"x" * 700)
+    other.note(*"x" * 300)
+    for _ in range(2):
+        await box.texts()
+        await other.texts()
+    received: list[int] = []
+
+    async def read() -> None:
+        while True:
+            received.append(len(await box.texts()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await settled()
+        assert received == []  # 400 of its own, 300 of the other
+        box.mailbox.release(100 * NOTE_SIZE)
+        await settled()
+        assert received == []  # 300 and 300
+        box.mailbox.release(50 * NOTE_SIZE)
+        await settled()
+        assert received == [200]  # 250 is half of the half, and one chunk goes
+        other.mailbox.release(300 * NOTE_SIZE)
+        box.mailbox.release(1 * NOTE_SIZE)
+        await settled()
+        assert received == [200, 100]  # 449 altogether
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("cause", ["a mark", "the end"])
+async def test_nobody_is_held_up_who_waits_for_the_end_of_it(cause: str) -> None:
+    """A flush, and what is left when a session ends, must not wait for a batch to fill up."""
+    box = Box(budget=MemoryBudget(1000 * NOTE_SIZE))
+    box.note(*"x" * 1000)
+    for _ in range(3):
+        await box.texts()
+
+    if cause == "a mark":
+        box.mailbox.flush()
+    else:
+        box.mailbox.close()
+
+    assert [len(await box.texts()) for _ in range(2)] == [200, 200]
+
+
+async def test_a_quiet_session_loses_nothing_to_a_loud_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """From end to end: behind an endpoint that hangs, one session tracks ten times too much."""
+    capture = Capture([60.0])
+    some = trimaran.Settings(memory_bytes=2 << 20, request_timeout=100)
+
+    async with capture.open(settings=some) as telemetry:
+        async with telemetry.session(session_id="loud") as loud:
+            for _ in range(300):
+                for _ in range(100):
+                    loud.track(Note(text="x" * 200))
+                await settled()
+            async with telemetry.session(session_id="quiet") as quiet:
+                for _ in range(10):
+                    quiet.track(Note(text="x"))
+                    await settled()
+                await trio.sleep(100)
+
+    assert loud.statistics().dropped["mailbox_full"] > 25_000
+    assert (quiet.statistics().delivered, quiet.statistics().dropped) == (12, {})
 
 
 # Marks.

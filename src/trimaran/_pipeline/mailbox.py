@@ -101,13 +101,17 @@ class Chunk(NamedTuple):
 class MemoryBudget:
     """Bytes that all sessions of a telemetry hold together.
 
-    When there is no room, the session that holds most sheds first: a quiet session
-    loses nothing to a loud one.
+    When there is no room, the session that holds most sheds first, or one that holds
+    nearly as much. Only what waits in a mailbox can be shed, so no session hands on
+    more than its share once half of the memory is on its way: a quiet session loses
+    nothing to a loud one.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.downstream = 0
+        """How much of it was handed on, and cannot be shed any more."""
         # Dicts for their order, which a run with the same seeds repeats.
         self._mailboxes: dict[Mailbox, None] = {}
         self._heaviest: Mailbox | None = None
@@ -139,15 +143,24 @@ class MemoryBudget:
     def heaviest(self) -> Mailbox | None:
         """The session to shed from; None when no mailbox holds anything.
 
-        It is looked for again only when the last one is down to an even share, so
-        that a long overload does not cost a walk over all sessions for each event.
+        It is looked for again only when the last one is down to three quarters of an even
+        share, so that a long overload does not cost a walk over all sessions for each event.
         """
         heaviest = self._heaviest
-        share = self.limit // max(1, len(self._mailboxes))
-        if heaviest is None or heaviest.held <= share:
+        waiting = self.used - self.downstream
+        if heaviest is None or 4 * heaviest.held * len(self._mailboxes) <= 3 * waiting:
             heaviest = max(self._mailboxes, key=_held, default=None)
             self._heaviest = heaviest
         return heaviest if heaviest is not None and heaviest.held > 0 else None
+
+    def is_crowded_by(self, downstream: int) -> bool:
+        """Whether a session that has handed on so many bytes must not hand on more.
+
+        One that has handed on nothing may always go on, and whoever may not has a batch on
+        its way, so that it looks again when that has its fate.
+        """
+        half = self.limit // 2
+        return self.downstream >= half and downstream > half // len(self._mailboxes)
 
 
 def _held(mailbox: Mailbox) -> int:
@@ -398,12 +411,20 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             trio.EndOfChannel: closed, and everything was handed on.
         """
         await trio.lowlevel.checkpoint()
-        while not (self._routine or self._urgent or self._flushes):
+        while not self._is_ready():
             if self._closed:
                 raise trio.EndOfChannel
             self._reader = trio.Event()
             await self._reader.wait()
         return self._take()
+
+    def _is_ready(self) -> bool:
+        """Whether there is something to hand on, and it may go."""
+        if self._flushes:
+            return True
+        if not (self._routine or self._urgent):
+            return False
+        return self._closed or not self._budget.is_crowded_by(self._downstream)
 
     def _take(self) -> Chunk:
         self.peak = max(self.peak, len(self))
@@ -412,7 +433,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             entries = self._next_in_order()
         else:
             entries = [routine.popleft() for _ in range(min(len(routine), _CHUNK))]
-        self._downstream += sum([entry.size for entry in entries])
+        size = sum([entry.size for entry in entries])
+        self._downstream += size
+        self._budget.downstream += size
         self.room_may_have_come()
         return Chunk(entries, self._reached())
 
@@ -446,7 +469,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """The fate of *size* bytes that were handed on is known: they are free."""
         self._charged -= size
         self._downstream -= size
+        self._budget.downstream -= size
         self._budget.release(size)
+        self._wake_reader()
 
     def end(self) -> None:
         """The session's tasks are over: nothing that waits will be handed on.
@@ -456,6 +481,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._ended = True
         self.peak = max(self.peak, len(self))
         self.close()
+        self._budget.downstream -= self._downstream
         self._budget.release(self._charged)
         self._budget.leave(self)
         self._charged = self._downstream = 0
