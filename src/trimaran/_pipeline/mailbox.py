@@ -200,6 +200,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         wall_clock: Callable[[], float],
     ) -> None:
         self._capacity = settings.mailbox_events
+        self._most_ahead = min(settings.mailbox_events, _MOST_AHEAD)
         self._sheds_oldest = settings.mailbox_policy == "drop_oldest"
         # What could never have room is too large, or it would be waited with for ever.
         self._event_bytes = min(settings.event_bytes, budget.limit - ENTRY_OVERHEAD)
@@ -250,11 +251,10 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         entry = self._entry(event, time)
         if not isinstance(entry, Entry):
             ledger.drop(entry)
-        elif not self._append(entry, always=always):
-            if self._make_room(entry):
-                self._append(entry)
-            else:
-                ledger.drop(self.full_because)
+        elif always or self._has_room(entry) or self._make_room(entry):
+            self._append(entry)
+        else:
+            ledger.drop(self.full_because)
 
     def put_if_room(
         self, event: Event, time: float | None = None, *, in_turn: bool = False
@@ -272,17 +272,21 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """
         if self._line is not None and not in_turn:
             return False
-        if len(self._routine) + len(self._urgent) >= _MOST_AHEAD and not self._closed:
-            return False
+        ledger, budget = self._ledger, self._budget
         entry = DropReason.CLOSED if self._closed else self._entry(event, time)
         if not isinstance(entry, Entry):
-            self._ledger.track()
-            self._ledger.drop(entry)
+            ledger.track()
+            ledger.drop(entry)
             return True
-        is_taken = self._append(entry)
-        if is_taken:
-            self._ledger.track()
-        return is_taken
+        if (
+            len(self._routine) + len(self._urgent) >= self._most_ahead
+            or budget.used + entry.size > budget.limit
+        ):
+            return False
+        ledger.tracked += 1
+        ledger.pending += 1
+        self._append(entry)
+        return True
 
     async def put_when_room(self, event: Event, time: float | None = None) -> None:
         """Take *event* as soon as there is room; nothing is shed for it.
@@ -348,19 +352,20 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         time = self._wall_clock() if time is None else time
         return Entry(number, time, event, encoded, ENTRY_OVERHEAD + size)
 
-    def _append(self, entry: Entry, *, always: bool = False) -> bool:
-        """Let *entry* wait where there is room for it, or must be; says whether it does."""
-        routine, urgent, budget, size = self._routine, self._urgent, self._budget, entry.size
-        if not always and (
-            len(routine) + len(urgent) >= self._capacity or budget.used + size > budget.limit
-        ):
-            return False
-        (urgent if entry.event.urgent else routine).append(entry)
+    def _append(self, entry: Entry) -> None:
+        size = entry.size
+        (self._urgent if entry.event.urgent else self._routine).append(entry)
         self._charged += size
-        budget.used += size
+        self._budget.used += size
         if self._reader is not None:
             self._wake_reader()
-        return True
+
+    def _has_room(self, entry: Entry) -> bool:
+        budget = self._budget
+        return (
+            len(self._routine) + len(self._urgent) < self._capacity
+            and budget.used + entry.size <= budget.limit
+        )
 
     def _make_room(self, entry: Entry) -> bool:
         """Shed until *entry* fits; False when it is itself what has to go."""
