@@ -68,8 +68,7 @@ class Spool(msgspec.Struct, frozen=True, kw_only=True):
         _require(
             self, "survives", " or ".join(map(repr, survivals)), holds=self.survives in survivals
         )
-        path = self.directory
-        is_path = path is None or (isinstance(path, str) and path != "")  # pyright: ignore[reportUnnecessaryIsInstance]
+        is_path = self.directory is None or _is_text(self.directory)
         _require(self, "directory", "a path as text, or None", holds=is_path)
 
 
@@ -193,6 +192,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def _is_number(value: object) -> bool:
     """An int or a float that is a number (NaN is not), and not a bool."""
     return type(value) is int or (type(value) is float and not math.isnan(value))
+
+
+def _is_text(value: object) -> bool:
+    """A text that says something."""
+    return isinstance(value, str) and value != ""
 
 
 def _require(settings: Settings | Spool, name: str, expected: str, *, holds: bool) -> None:
