@@ -143,27 +143,43 @@ async def test_nothing_waits(command: Command) -> None:
 
 
 async def test_list(command: Command, spool: Callable[..., SpoolFile]) -> None:
-    """Every batch of every process, in order, with what is to know of it; and the sum."""
+    """Every batch of every process, by destination and in order; and the sum."""
     now = time.time()
     dead = spool("dead", destination="anonymous https://x.test", created=now - 900)
     older = spool("older", destination="anonymous https://y.test", created=now - 7300)
-    lives = spool("me", destination="authenticated https://x.test me@x.test", created=now - 600)
-    bodies = [put(dead, "k1", "a", "b"), put(older, "k2", "a"), put(lives, "k3", "a")]
+    one = spool("me", destination="authenticated https://x.test me@x.test", created=now - 600)
+    other = spool("us", destination="anonymous https://x.test", created=now - 600)
+    bodies = [
+        put(dead, "k1", "a", "b"),
+        put(older, "k2", "a"),
+        put(one, "k3", "a"),
+        put(other, "k4", "a", "b", "c"),
+    ]
     sizes = [len(body) for body in bodies]
     dead.close()
     older.close()
 
-    ended = await command("spool", "list", "--directory", "spool")
+    where = command.directory / "spool"
+
+    ended = await command("spool", "list", "--directory", where)
 
     rows = [line.split("  ") for line in ended.out.splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    titles = ["Batch", "Process", "Age", "Events", "Bytes"]
     assert ended.status == 0
-    assert [row for row in cells if row and row[0].startswith("k")] == [
-        ["k1", "anonymous https://x.test", "is gone", "15 min", "2", str(sizes[0])],
-        ["k2", "anonymous https://y.test", "is gone", "2 h", "1", str(sizes[1])],
-        ["k3", "authenticated https://x.test me@x.test", "lives", "10 min", "1", str(sizes[2])],
+    assert [row for row in cells if row and "─" not in row[0]] == [
+        ["anonymous https://x.test"],
+        titles,
+        ["k1", "is gone", "15 min", "2", str(sizes[0])],
+        ["k4", "lives", "10 min", "3", str(sizes[3])],
+        ["anonymous https://y.test"],
+        titles,
+        ["k2", "is gone", "2 h", "1", str(sizes[1])],
+        ["authenticated https://x.test me@x.test"],
+        titles,
+        ["k3", "lives", "10 min", "1", str(sizes[2])],
+        [f"All: 4 batches with 7 events, {sum(sizes):,} bytes, the oldest 2 h old, in {where}."],
     ]
-    assert ["All 3", "2 h", "4", str(sum(sizes))] in cells
 
 
 async def test_looking_disturbs_nobody(command: Command, spool: Callable[..., SpoolFile]) -> None:

@@ -74,7 +74,7 @@ def spool(context: click.Context) -> None:
 @spool.command("list")
 @_spool_options
 def list_batches(app: str, directory: str | None) -> None:
-    """Show the batches that wait, and whose they are.
+    """Show the batches that wait, by destination, and whose they are.
 
     A batch belongs to a process until that ends. A process that lives delivers its batches
     itself; what one that is gone has left waits for the next run, or for "send".
@@ -94,23 +94,25 @@ def list_batches(app: str, directory: str | None) -> None:
         stdout.print(printable(f"Nothing waits in {where}."), soft_wrap=True)
         return
     now = time.time()
-    table = new_table("Batch", "Destination", "Process", "Age", "Events", "Bytes", numbers=3)
-    table.columns[0].no_wrap = True  # it is there to be copied
-    for row in rows:
-        table.add_row(
-            row.key,
-            printable(row.destination),
-            "lives" if row.is_owner_alive else "is gone",
-            age_of(now - row.created),
-            f"{row.events:,}",
-            f"{row.size:,}",
-        )
-    table.add_section()
+    for destination in dict.fromkeys(row.destination for row in rows):
+        table = new_table("Batch", "Process", "Age", "Events", "Bytes", numbers=3)
+        for row in rows:
+            if row.destination == destination:
+                table.add_row(
+                    row.key,
+                    "lives" if row.is_owner_alive else "is gone",
+                    age_of(now - row.created),
+                    f"{row.events:,}",
+                    f"{row.size:,}",
+                )
+        stdout.print(printable(destination), soft_wrap=True)
+        stdout.print(table)
     oldest = age_of(now - min(row.created for row in rows))
-    events, total = sum(row.events for row in rows), sum(row.size for row in rows)
-    table.add_row(f"All {len(rows):,}", "", "", oldest, f"{events:,}", f"{total:,}")
-    stdout.print(table)
-    stdout.print(printable(f"In {where}."), soft_wrap=True)
+    size = sum(row.size for row in rows)
+    stdout.print(
+        printable(f"All: {counted(rows)}, {size:,} bytes, the oldest {oldest} old, in {where}."),
+        soft_wrap=True,
+    )
 
 
 @spool.command()
