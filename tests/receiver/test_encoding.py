@@ -131,6 +131,23 @@ def test_a_bomb_is_not_unpacked(encoding: str, body: bytes) -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd)])
+def test_a_body_has_so_many_parts_at_most(encoding: str, compress: Any) -> None:
+    """Each costs as much as all that follow it, and may be of no more than a few bytes."""
+    assert decompress(compress(b"x") * 64, encoding, LIMIT) == b"x" * 64
+    with pytest.raises(BrokenEncoding, match="over 64 parts"):
+        decompress(compress(b"") * 65, encoding, LIMIT)
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd)])
+def test_a_body_cut_short_anywhere_is_broken(encoding: str, compress: Any) -> None:
+    """Also one of which nothing is there, or one part is."""
+    whole = compress(PLAIN) + compress(PLAIN)
+    for end in set(range(len(whole))) - {len(whole) // 2}:
+        with pytest.raises(BrokenEncoding):
+            decompress(whole[:end], encoding, LIMIT * 2)
+
+
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "zstd", "zstd, gzip"]))
 def test_any_bytes_come_out_or_are_refused(body: bytes, encoding: str) -> None:
     """Nothing but the three errors is raised, and never more than the limit comes out."""

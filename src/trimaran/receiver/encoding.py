@@ -15,6 +15,7 @@ __all__ = ["ACCEPTED", "BodyTooLarge", "BrokenEncoding", "UnknownEncoding", "dec
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say: with gzip's header and checksum
 _ZSTD_WINDOW = 8 * 1024 * 1024  # bytes; what RFC 8878, 3.1.1.1.2 asks of every decoder
 _MAX_CODINGS = 2  # more than one is rare already, and each costs a pass
+_MAX_PARTS = 64  # both codings may be cut into parts; each costs a copy of all that follow
 
 
 class BodyTooLarge(Exception):
@@ -35,7 +36,7 @@ class BrokenEncoding(Exception):
     """The body is not what its ``Content-Encoding`` says."""
 
     def __init__(self, coding: str) -> None:
-        super().__init__(f"The body is not whole, valid {coding}")
+        super().__init__(f"The body is not whole, valid {coding}, or has over {_MAX_PARTS} parts")
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
@@ -65,7 +66,7 @@ def _identity(body: bytes, _limit: int) -> bytes:
 def _gunzip(body: bytes, limit: int) -> bytes:
     plain = b""
     try:
-        while body:  # gzip files may follow each other and are then one
+        for _ in range(_MAX_PARTS):  # gzip files may follow each other and are then one
             member = zlib.decompressobj(_GZIP)
             plain += member.decompress(body, limit + 1 - len(plain))
             if len(plain) > limit:
@@ -73,9 +74,11 @@ def _gunzip(body: bytes, limit: int) -> bytes:
             if not member.eof:
                 raise BrokenEncoding("gzip")
             body = member.unused_data
+            if not body:
+                return plain
     except zlib.error as error:
         raise BrokenEncoding("gzip") from error
-    return plain
+    raise BrokenEncoding("gzip")
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
@@ -87,15 +90,17 @@ def _unzstd(body: bytes, limit: int) -> bytes:
             raise BodyTooLarge(limit)
         # The reader takes a body that is cut short for one that ends there. What is
         # known to be small can be decompressed by a way that knows the difference.
-        while body:
+        for _ in range(_MAX_PARTS):
             frame = decompressor.decompressobj()
             frame.decompress(body)
             if not frame.eof:
                 raise BrokenEncoding("zstd")
             body = frame.unused_data
+            if not body:
+                return plain
     except zstandard.ZstdError as error:
         raise BrokenEncoding("zstd") from error
-    return plain
+    raise BrokenEncoding("zstd")
 
 
 _CODINGS: Mapping[str, Callable[[bytes, int], bytes]] = {
