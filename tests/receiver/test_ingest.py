@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from trimaran import Generation, ToolCall
 from trimaran._events import BUILT_IN_EVENTS, ErrorEvent
-from trimaran.receiver.ingest import BadBody, Batch, parse
+from trimaran.receiver.ingest import BadBody, Batch, TooManyEvents, parse
+from trimaran.receiver.limits import MAX_EVENTS
 from trimaran.receiver.wire import LAST_TIMESTAMP, MAX_NUMBER
 
 NOW = 1_795_000_000_000
@@ -274,6 +275,13 @@ def test_a_bad_body_says_what_and_where(raw: bytes, problem: str, at: str | None
     assert caught.value.problem.startswith(problem)
     assert caught.value.at == at
     assert str(caught.value).startswith(problem)
+
+
+def test_a_batch_has_so_many_events_at_most() -> None:
+    """One more is too many: it could be answered with far more than it has itself."""
+    assert len(parse(body(*[event()] * MAX_EVENTS)).events) == MAX_EVENTS
+    with pytest.raises(TooManyEvents, match="more than 10000 events"):
+        parse(body(*[0] * (MAX_EVENTS + 1)))
 
 
 def test_a_session_id_has_no_control_characters() -> None:

@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from trimaran._events import BUILT_IN_EVENTS
 from trimaran.receiver import Receiver, create_app, open_store, run_receiver
-from trimaran.receiver.ingest import BadBody, parse
-from trimaran.receiver.limits import MAX_BODY
+from trimaran.receiver.ingest import BadBody, TooManyEvents, parse
+from trimaran.receiver.limits import MAX_BODY, MAX_EVENTS
 from trimaran.receiver.openapi import describe
 from trimaran.receiver.wire import LAST_TIMESTAMP, MAX_NUMBER
 
@@ -113,7 +113,7 @@ def is_valid(sent: object) -> bool:
 def is_taken(sent: object) -> bool:
     try:
         return parse(json.dumps(sent).encode()).rejected == ()
-    except BadBody:
+    except (BadBody, TooManyEvents):
         return False
 
 
@@ -147,6 +147,18 @@ def events_of(type_: str) -> st.SearchStrategy[dict[str, Any]]:
         st.fixed_dictionaries(whole),
         st.dictionaries(st.sampled_from(names), values, max_size=2),
     )
+
+
+def test_so_many_events_are_taken_as_the_schema_says() -> None:
+    """The number itself, and not one more."""
+    for count in (MAX_EVENTS, MAX_EVENTS + 1):
+        sent = {
+            "session_id": "s",
+            "timestamp": 0,
+            "events": [{"type": "n", "timestamp": 0}] * count,
+        }
+
+        assert is_taken(sent) == is_valid(sent) == (count == MAX_EVENTS)
 
 
 @given(st.sampled_from(sorted(BUILT_IN_EVENTS)).flatmap(events_of))
@@ -214,6 +226,7 @@ def get(url: str, **headers: str) -> dict[str, Any]:
         (400, INGEST, post(idempotency_key="")),
         (401, INGEST, post(authorization="Bearer x")),
         (413, INGEST, post(bytes(MAX_BODY + 1))),
+        (413, INGEST, post(b'{"session_id":"s","timestamp":1,"events":[%s0]}' % (b"0," * 10_000))),
         (415, INGEST, post(content_type="text/plain")),
         (415, INGEST, post(content_encoding="br")),
         (421, INGEST, post(host="evil.example")),

@@ -62,7 +62,9 @@ CONFIG = schemathesis.Config.from_dict(
         "generation": {"max-examples": 50, "deterministic": True},
         "checks": {
             # 207: an event that is not good is named, and not the end of its batch.
-            "negative_data_rejection": {"expected-statuses": [207, 400, 401, 404, 405, 415, 421]}
+            "negative_data_rejection": {
+                "expected-statuses": [207, 400, 401, 404, 405, 413, 415, 421]
+            }
         },
     }
 )

@@ -46,7 +46,7 @@ from trimaran.receiver.encoding import (
     UnknownEncoding,
     decompress,
 )
-from trimaran.receiver.ingest import BadBody, parse
+from trimaran.receiver.ingest import BadBody, TooManyEvents, parse
 from trimaran.receiver.limits import (
     EVENTS_PAGE,
     MAX_BODY,
@@ -298,7 +298,7 @@ class _Refusal:
                 status = 400
             case ClientDisconnect():  # nobody reads this
                 status, problem = 400, "The client went away"
-            case BodyTooLarge():
+            case BodyTooLarge() | TooManyEvents():
                 status = 413
             case UnknownEncoding():
                 status, headers = 415, {"accept-encoding": ACCEPTED}  # RFC 9110, 12.5.3
@@ -319,8 +319,9 @@ _REFUSED = (
     BrokenEncoding,
     BodyTooLarge,
     ClientDisconnect,
-    UnknownEncoding,
     StoreUnavailable,
+    TooManyEvents,
+    UnknownEncoding,
     Exception,
 )
 

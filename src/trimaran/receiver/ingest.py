@@ -2,7 +2,8 @@
 
 In: the bytes of one post, decompressed.
 Out: a :class:`Batch` of the events that are good, with the index and the reason
-of each one that is not; or :class:`BadBody`, which says what is wrong and where.
+of each one that is not; or :class:`BadBody`, which says what is wrong and where, or
+:class:`TooManyEvents`.
 Does not know: HTTP, the store, time.
 
 The ten types of the wire are checked against their classes. Every other ``type``
@@ -17,9 +18,18 @@ from typing import Union
 import msgspec
 
 from trimaran._events import Event
+from trimaran.receiver.limits import MAX_EVENTS
 from trimaran.receiver.wire import EVENTS, Envelope, Head
 
-__all__ = ["BadBody", "Batch", "GoodEvent", "Rejection", "parse", "parse_event"]
+__all__ = [
+    "BadBody",
+    "Batch",
+    "GoodEvent",
+    "Rejection",
+    "TooManyEvents",
+    "parse",
+    "parse_event",
+]
 
 MAX_DEPTH = 64  # levels of nesting; readers of JSON give up at some hundreds
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
@@ -44,6 +54,13 @@ class BadBody(Exception):
         super().__init__(problem if at is None else f"{problem} (at {at})")
         self.problem = problem
         self.at = at
+
+
+class TooManyEvents(Exception):
+    """The batch has more events than are taken at once."""
+
+    def __init__(self) -> None:
+        super().__init__(f"The batch has more than {MAX_EVENTS} events")
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -94,9 +111,12 @@ def parse(body: bytes) -> Batch:
 
     Raises:
         BadBody: The body is not UTF-8, not JSON, or lacks what the envelope needs.
-            Nothing else is raised, whatever the bytes are.
+        TooManyEvents: It is a batch, but too large a one. Nothing else is raised,
+            whatever the bytes are.
     """
     envelope = _envelope(body)
+    if len(envelope.events) > MAX_EVENTS:
+        raise TooManyEvents
     good: list[GoodEvent] = []
     rejected: list[Rejection] = []
     for index, raw in enumerate(envelope.events):

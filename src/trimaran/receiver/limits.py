@@ -9,6 +9,7 @@ __all__ = [
     "MAX_BODY",
     "MAX_CURSOR",
     "MAX_DISCARD",
+    "MAX_EVENTS",
     "MAX_KEY",
     "MAX_PAGE",
     "MAX_PAGE_BYTES",
@@ -22,6 +23,9 @@ MAX_BODY = 1_048_576
 
 MAX_DISCARD = 16 * MAX_BODY
 """Bytes of a body too large that are read and thrown away before the refusal."""
+
+MAX_EVENTS = 10_000
+"""Events in a batch. Each may need a reason in the answer, far longer than itself."""
 
 READ_TIMEOUT = 30.0
 """Seconds for a client to send all of a body."""

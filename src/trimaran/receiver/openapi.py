@@ -72,7 +72,7 @@ _REFUSALS: Mapping[int, str] = {
     401: "A token is needed, and none came that is known",
     404: "There is no session of this id",
     408: f"The body was not there after {limits.READ_TIMEOUT:g} s",
-    413: "The body is too large",
+    413: "The body is too large, or has too many events",
     415: "The body is not said to be JSON, or is encoded in a way that is not known",
     421: "Asked for under a name that is not of this machine",
     500: "A bug of the receiver",
@@ -305,7 +305,7 @@ def _schemas() -> _Object:
         schemas[event_class.__name__]["description"] = summary
         known.append(_ref(event_class.__name__))
     batch, other = schemas.pop("Envelope"), schemas.pop("Head")
-    batch["properties"]["events"]["items"] = _ref("Event")
+    batch["properties"]["events"] |= {"items": _ref("Event"), "maxItems": limits.MAX_EVENTS}
     other["properties"]["type"]["not"] = {"enum": list(EVENTS)}
     return {
         **schemas,
