@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -1277,3 +1279,70 @@ async def test_sessions_share_their_memory_exactly(
             assert box.ledger.pending == delivered[place] + len(box.mailbox)
         box.mailbox.end()
     assert budget.used == 0
+
+
+# What is left of a session, and what others get of it.
+
+
+def test_nothing_is_kept_of_a_mailbox_that_ended() -> None:
+    """However it was known to the telemetry: as one of many, as the heaviest, as starved."""
+    budget = MemoryBudget(2 * NOTE_SIZE)
+    box = Box(budget=budget)
+    box.note("a", "b", "c")
+    budget.heaviest()
+    budget.await_room(box.mailbox)
+    gone = weakref.ref(box.mailbox)
+
+    box.mailbox.end()
+    del box
+    gc.collect()
+
+    assert gone() is None
+    assert budget.used == 0
+
+
+def test_an_empty_mailbox_is_not_the_heaviest() -> None:
+    """Nothing can be shed from it."""
+    budget = MemoryBudget(PLENTY)
+    box = Box(budget=budget)
+
+    assert budget.heaviest() is None
+
+    box.note("a")
+
+    assert budget.heaviest() is box.mailbox
+
+
+def test_a_closed_mailbox_keeps_nobody_waiting_who_may_wait() -> None:
+    """However much is ahead of it, the event is counted at once."""
+    box = Box()
+    box.note(*"x" * 500)
+    assert not box.mailbox.put_if_room(Note(text="late"))
+
+    box.mailbox.close()
+
+    assert box.mailbox.put_if_room(Note(text="late"))
+    assert box.ledger.dropped == {DropReason.CLOSED: 1}
+
+
+async def test_who_waits_for_room_gets_what_shedding_leaves(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A large event makes way for a small urgent one: there is room for a third, too."""
+    budget = MemoryBudget(10 * NOTE_SIZE)
+    loud, waiting, urgent = (Box(budget=budget) for _ in range(3))
+    loud.note("x" * (7 * NOTE_SIZE))
+    urgent.note("a", "b")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waiting.mailbox.put_when_room, Note(text="b"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(waiting.mailbox) == 0
+
+        urgent.alarm("c")
+
+        with trio.fail_after(1):
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(waiting.mailbox) == 1
+        nursery.cancel_scope.cancel()
+
+    assert len(loud.mailbox) == 0
