@@ -31,7 +31,7 @@ from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.sender import Sender
-from trimaran._pipeline.spooler import MOST_WAITING, spool_batches
+from trimaran._pipeline.spooler import MOST_TOGETHER, MOST_WAITING, spool_batches
 from trimaran._pipeline.wire import Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
@@ -99,6 +99,7 @@ class LiveSession(Session):
         self._hooks = shared.hooks
         self._outages = shared.outages
         self._keeper = shared.keeper
+        self._budget = shared.budget
         self._wall_clock = shared.wall_clock
         self._now = trio.lowlevel.current_clock().current_time
         self._thread = threading.get_ident()
@@ -260,7 +261,9 @@ class LiveSession(Session):
         """
         current.set(None)
         to_batcher, from_collector = trio.open_memory_channel[Chunk](0)
-        to_sender, from_batcher = trio.open_memory_channel[Batch](0)
+        to_sender, from_batcher = trio.open_memory_channel[Batch](
+            0 if self._keeper is None else MOST_TOGETHER
+        )
         reason = DropReason.BUG
         try:
             async with trio.open_nursery() as nursery:
@@ -316,6 +319,7 @@ class LiveSession(Session):
                 to_sender,
                 keeper=keeper,
                 ledger=self.ledger,
+                is_memory_short=lambda: self._budget.used > self._budget.limit // 2,
                 release=self._mailbox.release,
             )
         )

@@ -59,6 +59,13 @@ def die(spool: SpoolFile) -> None:
     spool._lock = None
 
 
+def remove_and_put_again(spool: SpoolFile) -> None:
+    """Something that works together with something that does not."""
+    with spool.together():
+        spool.remove(["b"])
+        put(spool, "f", "e")
+
+
 def keys(spool: SpoolFile) -> list[str]:
     """All kept keys, in order."""
     return [row.key for row in SpoolBrowser(spool._directory).rows()]
@@ -253,19 +260,20 @@ def test_what_was_withdrawn_is_overwritten(spool: Callable[..., SpoolFile], tmp_
     assert all(b"nobody" not in file.read_bytes() for file in (tmp_path / "state").iterdir())
 
 
-def test_a_batch_takes_the_place_of_those_that_are_decided(
-    spool: Callable[..., SpoolFile],
-) -> None:
-    """Both in one transaction: with no room for the new one, the old ones stay as well."""
-    mine = spool()
+def test_what_is_done_together_is_one_transaction(spool: Callable[..., SpoolFile]) -> None:
+    """Nobody sees a part of it, and if one call fails, none of them counts."""
+    mine, other = spool(), spool("other")
     put(mine, "a", "b", "c")
 
-    mine.put("d", b"{}", events=2, reports=1, instead_of=["a", "c"])
+    with mine.together():
+        mine.remove(["a", "c"])
+        put(mine, "d", "e")
+        assert keys(other) == ["a", "b", "c"]
 
-    assert keys(mine) == ["b", "d"]
+    assert keys(other) == ["b", "d", "e"]
     with pytest.raises(SpoolError, match="UNIQUE"):
-        mine.put("d", b"{}", events=2, reports=1, instead_of=["b"])
-    assert keys(mine) == ["b", "d"]
+        remove_and_put_again(mine)
+    assert keys(other) == ["b", "d", "e"]
 
 
 def test_two_telemetries_of_one_process_keep_each_others_hold(tmp_path: Path) -> None:

@@ -111,11 +111,12 @@ async def test_a_batch_is_on_disk_before_its_first_attempt(
 
 
 async def test_what_is_delivered_leaves_the_disk_in_company(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    open_spooled: Callable[..., AbstractAsyncContextManager[trimaran.Telemetry]],
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """While others wait, with the eighth or with the next that is put; the last at once."""
+    """While others wait, eight at a time; the last at once."""
     left: list[int] = []
-    calls = 0
 
     class Looks(ScriptedTransport):
         async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
@@ -123,27 +124,15 @@ async def test_what_is_delivered_leaves_the_disk_in_company(
             left.append(len(spooled_rows(tmp_path)))
             return await super().attempt(request)
 
-    async def counted(call: Callable[[], _Result]) -> _Result:
-        nonlocal calls
-        calls += 1
-        return await at_once(call)
-
-    settings = trimaran.Settings(
-        batch_events=1, spool=trimaran.Spool(directory=str(tmp_path / "state")), strict=True
-    )
+    settings = trimaran.Settings(batch_events=1)
     async with (
-        trimaran.open_telemetry(
-            "test", environ=ENVIRON, transport=Looks(), settings=settings, run_blocking=counted
-        ) as telemetry,
+        open_spooled(Looks(), settings=settings) as telemetry,
         telemetry.session() as session,
     ):
         for _ in range(23):
             session.track(CALL)
         await session.flush(timeout=math.inf)
         assert spooled_rows(tmp_path) == []
-        # Each is put, all but the first two are read, and in threes they are removed; before
-        # that, it was looked for what earlier processes left.
-        assert calls == 1 + 24 + 22 + 3
 
     assert left == [*[24] * 8, *[16] * 8, *[8] * 8, 1]
 
@@ -243,6 +232,64 @@ async def test_an_outage_waits_on_disk_and_not_in_memory(
     assert session.statistics().delivered == 5002
     arrived = [event.sequence_index for event in capture.events(trimaran.ToolCall)]
     assert arrived == list(range(5000))
+
+
+@pytest.mark.parametrize("memory", [100_000, 64_000_000])
+async def test_what_waits_is_in_memory_too_while_there_is_room(
+    memory: int,
+    open_spooled: Callable[..., AbstractAsyncContextManager[trimaran.Telemetry]],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It need not be read again then; half of the room is for what is not on disk yet."""
+    settings = trimaran.Settings(
+        batch_events=10, batch_bytes=20_000, event_bytes=10_000, memory_bytes=memory
+    )
+    capture = Capture([DOWN] * 8)
+    async with open_spooled(capture, settings=settings) as telemetry:
+        assert telemetry._supervisor is not None
+        budget = telemetry._supervisor.shared.budget
+        async with telemetry.session() as session:
+            for _ in range(100):
+                for _ in range(10):
+                    session.track(CALL)
+                await trio.sleep(0.01)
+            charged = budget.used
+            assert await session.flush(timeout=math.inf)
+
+    assert session.statistics().delivered == 1002
+    all_of_it = 1000 * 300
+    assert charged < 60_000 if memory < all_of_it else charged > all_of_it
+
+
+async def test_batches_that_come_together_are_put_together(tmp_path: Path) -> None:
+    """The disk is waited for once for all of them."""
+    calls = 0
+
+    async def counted(call: Callable[[], _Result]) -> _Result:
+        nonlocal calls
+        calls += 1
+        return await at_once(call)
+
+    settings = trimaran.Settings(
+        batch_events=1, drain_timeout=0, spool=trimaran.Spool(directory=str(tmp_path / "state"))
+    )
+    async with (
+        trimaran.open_telemetry(
+            "test",
+            environ=ENVIRON,
+            settings=settings,
+            transport=ScriptedTransport([math.inf]),
+            run_blocking=counted,
+        ) as telemetry,
+        telemetry.session() as session,
+    ):
+        for _ in range(100):
+            session.track(CALL)
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.statistics().spooled == 101
+
+    assert len(spooled_rows(tmp_path)) == 101
+    assert calls < 20
 
 
 async def test_the_disk_has_a_bound_and_what_goes_is_counted(

@@ -1,23 +1,27 @@
 """Stage 2½, where there is a spool: a batch is on disk before its first attempt.
 
 In: finished batches. Out: the same batches, each with its place on disk; their bodies
-only while the sender keeps up.
+only while the sender keeps up, or there is room for them in memory.
 Does not know: sending, where the disk is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import trio
 from msgspec.structs import replace
-from trio.abc import ReceiveChannel
 
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import Ledger
 from trimaran._spool.keeper import SpoolKeeper
 
-__all__ = ["MOST_WAITING", "spool_batches"]
+__all__ = ["MOST_TOGETHER", "MOST_WAITING", "spool_batches"]
+
+MOST_TOGETHER = 16
+"""Batches of a session that are put at once at most: the disk, and a thread to wait for it,
+cost as much for all of them as for one."""
 
 MOST_WAITING = 10_000
 """Batches of a session that wait on disk at most before the batcher is held up. What is
@@ -26,11 +30,12 @@ left of one in memory takes a few hundred bytes."""
 
 @trio.lowlevel.enable_ki_protection
 async def spool_batches(
-    receive: ReceiveChannel[Batch],
+    receive: trio.MemoryReceiveChannel[Batch],
     send: trio.MemorySendChannel[Batch],
     *,
     keeper: SpoolKeeper,
     ledger: Ledger,
+    is_memory_short: Callable[[], bool],
     release: Callable[[int], None],
 ) -> None:
     """Run the stage until its input ends; both its ends are closed then.
@@ -39,11 +44,22 @@ async def spool_batches(
     leaves what is on disk there, and the rest to the session, which counts it.
     """
     async with receive, send:
-        async for finished in receive:
-            batch = finished
-            if batch.events:
-                batch = await keeper.keep(batch, ledger)
-                if batch.kept is not None and send.statistics().current_buffer_used > 0:
+        async for first in receive:
+            finished = [first, *_waiting(receive, MOST_TOGETHER - 1)]
+            with_events = [each for each in finished if each.events]
+            kept = await keeper.keep(with_events, ledger) if with_events else []
+            by_key = {batch.key: batch for batch in kept}
+            for each in finished:
+                batch = by_key.get(each.key, each)
+                is_waiting = send.statistics().current_buffer_used > 0
+                if batch.kept is not None and is_waiting and is_memory_short():
                     release(batch.size)
                     batch = replace(batch, body=None, size=0)
-            await send.send(batch)
+                await send.send(batch)
+
+
+def _waiting(receive: trio.MemoryReceiveChannel[Batch], most: int) -> Iterator[Batch]:
+    """What can be had without waiting, up to *most*."""
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        for _ in range(most):
+            yield receive.receive_nowait()

@@ -122,20 +122,26 @@ class SpoolFile:
         self._database: sqlite3.Connection | None = None
         self._lock: OwnerLock | None = None
 
-    def put(
-        self, key: str, body: bytes, *, events: int, reports: int, instead_of: Sequence[str] = ()
-    ) -> list[Evicted]:
-        """Keep a batch, and no longer those whose keys are *instead_of* it.
-
-        What had to make room for it, or was too old, is told. Only this process's own
-        batches make room, the oldest first; a batch that has no room even so is among
-        those told, and not kept.
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """Make one transaction of the calls in a block: the disk is waited for once.
 
         Raises:
-            SpoolError: it is not kept, and all the others still are.
+            SpoolError: none of them counts.
+        """
+        with self._transaction():
+            yield
+
+    def put(self, key: str, body: bytes, *, events: int, reports: int) -> list[Evicted]:
+        """Keep a batch; what had to make room for it, or was too old, is told.
+
+        Only this process's own batches make room, the oldest first; a batch that has no
+        room even so is among those told, and not kept.
+
+        Raises:
+            SpoolError: it is not kept.
         """
         with self._transaction() as database:
-            self._delete(database, instead_of)
             now = self._wall_clock()
             evicted = self._expired(database, self._owner) if self._may_have_expired(now) else []
             database.execute(
@@ -175,7 +181,7 @@ class SpoolFile:
             SpoolError: they stay, and will be sent once more with the same keys.
         """
         with self._transaction() as database:
-            self._delete(database, keys)
+            database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
 
     def split(self, key: str, halves: Sequence[tuple[str, bytes, int, int]]) -> bool:
         """Put *halves* (key, body, events, reports) in the place of a batch, in its order.
@@ -281,10 +287,6 @@ class SpoolFile:
             self._lock.release(remove=False)
             self._lock = None
 
-    @staticmethod
-    def _delete(database: sqlite3.Connection, keys: Sequence[str]) -> None:
-        database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
-
     def _may_have_expired(self, now: float) -> bool:
         """Whether it is time to look for what is too old, which looks at every batch."""
         return abs(now - self._expired_at) >= self._most_seconds * _EXPIRY_SLACK
@@ -314,6 +316,9 @@ class SpoolFile:
     def _transaction(self) -> Generator[sqlite3.Connection]:
         with self._errors_told():
             database = self._opened()
+            if database.in_transaction:
+                yield database
+                return
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database

@@ -70,41 +70,42 @@ class SpoolKeeper:
         """What left the disk and is in no book yet; filled by the thread that found out."""
         self._withdrawals = 0
 
-    async def keep(self, batch: Batch, ledger: Ledger) -> Batch:
-        """*batch* with its place on disk; unchanged where there is none to be had.
+    async def keep(self, batches: Sequence[Batch], ledger: Ledger) -> list[Batch]:
+        """*batches* with their places on disk; unchanged where there is none to be had.
 
-        A cancel leaves open whether it is on disk: it counts as not.
+        A cancel leaves open whether they are on disk: they count as not.
         """
-        body = batch.body
-        assert body is not None
         withdrawals = self._withdrawals
-
         decided = list(self._decided)
 
         def put() -> None:
-            self._evicted += self._file.put(
-                batch.key,
-                body,
-                events=batch.events,
-                reports=batch.reports,
-                instead_of=decided,
-            )
+            evicted: list[Evicted] = []
+            with self._file.together():
+                self._file.remove(decided)
+                for batch in batches:
+                    evicted += self._file.put(
+                        batch.key, batch.body or b"", events=batch.events, reports=batch.reports
+                    )
+            self._evicted += evicted
 
         try:
             await self._run(put)
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
-            return batch
+            return list(batches)
         self._removed(decided)
-        kept = self._place(batch.key, ledger, batch.tracked)
-        # Should there be no room even for itself, it goes on from memory.
-        kept.is_being_sent = True
+        places = [self._place(batch.key, ledger, batch.tracked) for batch in batches]
+        # Should there be no room even for one of them, it goes on from memory.
+        for place in places:
+            place.is_being_sent = True
         self._book()
-        self._book_withdrawal_since(withdrawals, batch.key)
-        if not kept.is_on_disk:
-            return batch
-        kept.is_being_sent = False
-        return replace(batch, kept=kept)
+        self._book_withdrawal_since(withdrawals, *(batch.key for batch in batches))
+        for place in places:
+            place.is_being_sent = False
+        return [
+            replace(batch, kept=place) if place.is_on_disk else batch
+            for batch, place in zip(batches, places, strict=True)
+        ]
 
     async def body_of(self, batch: Batch) -> bytes | None:
         """The body of a batch that is sent now; None when there is nothing to send.
@@ -114,22 +115,23 @@ class SpoolKeeper:
         """
         kept = batch.kept
         assert kept is not None
-        if not kept.is_on_disk:
-            return None
-        if batch.body is not None:
-            kept.is_being_sent = True
-            return batch.body
+        body = batch.body
+        if body is None and kept.is_on_disk:
+            body = await self._read(batch.key, kept)
+        kept.is_being_sent = body is not None and kept.is_on_disk
+        return body if kept.is_being_sent else None
+
+    async def _read(self, key: str, kept: KeptBatch) -> bytes | None:
         try:
-            body = await self._run(lambda: self._file.read(batch.key))
+            body = await self._run(lambda: self._file.read(key))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return None
-        if kept.is_on_disk and body is None:
+        if body is None and kept.is_on_disk:
             # Nobody else evicts what is ours: a person emptied the spool.
-            self._kept.pop(batch.key, None)
+            self._kept.pop(key, None)
             kept.evicted(DropReason.CONSENT_WITHDRAWN)
-        kept.is_being_sent = kept.is_on_disk
-        return body if kept.is_on_disk else None
+        return body
 
     async def split(self, whole: Batch, first: Batch, second: Batch) -> tuple[Batch, Batch]:
         """*first* and *second*, each with a place on disk instead of that of *whole*.
