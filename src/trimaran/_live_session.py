@@ -298,7 +298,8 @@ class LiveSession(Session):
             reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
             raise
         except* Exception as bugs:  # noqa: BLE001 - a stage's bug is not the agent's
-            self._tell_bug(bugs)
+            # A stage that fails breaks the channel of the one before it: that is no bug.
+            self._tell_bug(bugs.split(trio.BrokenResourceError)[1] or bugs)
         finally:
             self._inbox.end()
             self._mailbox.end()
