@@ -11,7 +11,6 @@ comes in gathers to full batches behind the one that it will take next.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -67,7 +66,7 @@ class Backlog:
         self._most_bytes = settings.batch_bytes - _ENVELOPE
         self._flush_interval = settings.flush_interval
         self._most_waiting = settings.backlog_events
-        self._bundles: deque[Bundle] = deque()
+        self._bundles: list[Bundle] = []
         self._open: Bundle | None = None
         """The last bundle, while it takes more; there is an event in it."""
         self._waiting = 0
@@ -127,7 +126,7 @@ class Backlog:
 
     def take(self) -> Bundle:
         """Take what becomes the next batch; there must be something."""
-        bundle = self._bundles.popleft()
+        bundle = self._bundles.pop(0)
         if bundle is self._open:
             self._open = None
         self._waiting -= len(bundle.events)
@@ -161,61 +160,103 @@ async def batch_events(
         drop: told of an entry that cannot go out, and why.
         wall_clock: seconds since the epoch.
     """
-    backlog = Backlog(settings)
-    session_id_json = msgspec.json.encode(context.session_id)
-    stamper = Stamper(session_id_json)
-    changed = _Changes()
+    stage = _Stage(
+        settings=settings,
+        context=context,
+        key_prefix=key_prefix,
+        ledger=ledger,
+        drop=drop,
+        wall_clock=wall_clock,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.fill, receive)
+        await stage.hand_over(send)
+
+
+class _Stage:
+    """The two tasks, and what they share. Neither keeps anything of what has gone on:
+    there may be a thousand sessions that wait for their next event.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        context: Context,
+        key_prefix: str,
+        ledger: Ledger,
+        drop: Callable[[Entry, DropReason], None],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._event_bytes = settings.event_bytes
+        self._context = context
+        self._key_prefix = key_prefix
+        self._ledger = ledger
+        self._drop = drop
+        self._wall_clock = wall_clock
+        self._session_id_json = msgspec.json.encode(context.session_id)
+        self._stamper = Stamper(self._session_id_json)
+        self._backlog = Backlog(settings)
+        self._changed = _Changes()
+        self._batches = 0
 
     @trio.lowlevel.enable_ki_protection
-    async def fill() -> None:
+    async def fill(self, receive: ReceiveChannel[Chunk]) -> None:
+        """Bundle what comes in, up to what may wait."""
         async with receive:
-            async for entries, flushes in receive:
-                now = trio.current_time()
-                for entry in entries:
-                    encoded = entry.encoded or _encoded(entry.event, settings.event_bytes)
-                    if isinstance(encoded, bytes):
-                        line = stamper.stamped(encoded, entry.time)
-                        backlog.add(line, entry.size, urgent=entry.event.urgent, now=now)
-                    else:
-                        drop(entry, encoded)
-                for flush in flushes:
-                    backlog.mark(flush)
-                changed.tell()
-                while backlog.is_full:
-                    await changed.wait()
-        backlog.end()
-        changed.tell()
+            async for chunk in receive:
+                self._take_in(chunk)
+                del chunk
+                self._changed.tell()
+                while self._backlog.is_full:
+                    await self._changed.wait()
+        self._backlog.end()
+        self._changed.tell()
 
-    async def hand_over() -> None:
-        number = 0
+    async def hand_over(self, send: SendChannel[Batch]) -> None:
+        """Send what is due."""
+        backlog = self._backlog
         async with send:
             while not backlog.is_over:
                 if backlog.due_at() > trio.current_time():
                     with trio.move_on_at(backlog.due_at()):
-                        await changed.wait()
+                        await self._changed.wait()
                     continue
                 bundle = backlog.take()
-                changed.tell()
-                losses = ledger.take_losses()
-                time = wall_clock()
-                reports = loss_reports(losses, time, session_id_json)
-                events = [*reports, *bundle.events]
-                await send.send(
-                    Batch(
-                        key=f"{key_prefix}-{number}",
-                        body=body(context, events, timestamp=int(time * 1000)) if events else None,
-                        events=len(events),
-                        reports=len(reports),
-                        losses=losses,
-                        flushes=bundle.flushes,
-                        size=bundle.size,
-                    )
-                )
-                number += 1
+                self._changed.tell()
+                batch = self._finished(bundle)
+                del bundle
+                await send.send(batch)
+                del batch
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fill)
-        await hand_over()
+    def _take_in(self, chunk: Chunk) -> None:
+        now = trio.current_time()
+        stamped, add = self._stamper.stamped, self._backlog.add
+        for entry in chunk.entries:
+            encoded = entry.encoded or _encoded(entry.event, self._event_bytes)
+            if isinstance(encoded, bytes):
+                line = stamped(encoded, entry.time)
+                add(line, entry.size, urgent=entry.event.urgent, now=now)
+            else:
+                self._drop(entry, encoded)
+        for flush in chunk.flushes:
+            self._backlog.mark(flush)
+
+    def _finished(self, bundle: Bundle) -> Batch:
+        losses = self._ledger.take_losses()
+        time = self._wall_clock()
+        reports = loss_reports(losses, time, self._session_id_json)
+        events = [*reports, *bundle.events]
+        number, self._batches = self._batches, self._batches + 1
+        return Batch(
+            key=f"{self._key_prefix}-{number}",
+            body=body(self._context, events, timestamp=int(time * 1000)) if events else None,
+            events=len(events),
+            reports=len(reports),
+            losses=losses,
+            flushes=bundle.flushes,
+            size=bundle.size,
+        )
 
 
 class _Changes:

@@ -96,27 +96,32 @@ async def collect(
     what the stage holds to the session, which counts it.
     """
     totals = Totals()
+
+    async def mask(chunk: Chunk) -> Chunk:
+        entries: list[Entry] = []
+        masked_bytes = 0
+        for entry in chunk.entries:
+            masked_bytes += entry.size
+            if masked_bytes > _BYTES_BETWEEN_YIELDS:
+                await trio.lowlevel.checkpoint()
+                masked_bytes = 0
+            event = entry.event
+            try:
+                complete = _completed(event, totals, tools)
+                masked = redactor.redact(complete)
+            except Exception as bug:  # noqa: BLE001 - it must cost one event, no more
+                tell_bug(bug)
+                drop(entry, DropReason.BUG)
+                continue
+            entries.append(entry if masked is event else replace(entry, event=masked, encoded=None))
+        return Chunk(entries, chunk.flushes)
+
     async with receive, send:
         async for chunk in receive:
-            entries: list[Entry] = []
-            masked_bytes = 0
-            for entry in chunk.entries:
-                masked_bytes += entry.size
-                if masked_bytes > _BYTES_BETWEEN_YIELDS:
-                    await trio.lowlevel.checkpoint()
-                    masked_bytes = 0
-                event = entry.event
-                try:
-                    complete = _completed(event, totals, tools)
-                    masked = redactor.redact(complete)
-                except Exception as bug:  # noqa: BLE001 - it must cost one event, no more
-                    tell_bug(bug)
-                    drop(entry, DropReason.BUG)
-                    continue
-                entries.append(
-                    entry if masked is event else replace(entry, event=masked, encoded=None)
-                )
-            await send.send(Chunk(entries, chunk.flushes))
+            masked = await mask(chunk)
+            await send.send(masked)
+            # A session that waits for its next event keeps nothing of the last ones.
+            del chunk, masked
 
 
 def _completed(event: Event, totals: Totals, tools: ToolSequence) -> Event:

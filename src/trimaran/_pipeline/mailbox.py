@@ -210,7 +210,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._last_number = 0
         self._routine: deque[Entry] = deque()
         self._urgent: deque[Entry] = deque()
-        self._flushes: deque[Flush] = deque()
+        self._flushes: list[Flush] = []
         self._outstanding: dict[Flush, None] = {}
         self._reader: trio.Event | None = None
         self._line: _Line | None = None
@@ -467,7 +467,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         first_waiting = min(heads, default=self._last_number + 1)
         reached: list[Flush] = []
         while self._flushes and self._flushes[0].number < first_waiting:
-            reached.append(self._flushes.popleft())
+            reached.append(self._flushes.pop(0))
         return reached
 
     def release(self, size: int) -> None:
