@@ -21,6 +21,7 @@ from trimaran._decision import Decision, switch_name
 from trimaran._pipeline.ledger import Statistics
 from trimaran._settings import Settings, Spool
 from trimaran._spool.browser import SpoolBrowser
+from trimaran._spool.keeper import in_a_thread
 from trimaran._spool.values import SpooledRow, SpoolError, destination_of
 from trimaran._telemetry import Telemetry, open_telemetry, random_id
 from trimaran.cli._errors import FAILED, Failure
@@ -68,6 +69,9 @@ class _Sending:
         self._display = display
         self._browser = SpoolBrowser(options.directory)
         self._owner = random_id()
+        # The telemetry's work on the disk and ours, one after the other: a look at who lives,
+        # while what the dead left is taken over, would mistake the one for the other.
+        self._run_blocking = in_a_thread()
         self._destination = ""
         self._books = Statistics()
 
@@ -84,6 +88,7 @@ class _Sending:
             account=provider,
             environ=environ,
             new_id=lambda: self._owner,
+            run_blocking=self._run_blocking,
             settings=Settings(
                 # The person says with --timeout for how long to try; for how long a batch is
                 # kept, the program said.
@@ -157,7 +162,7 @@ class _Sending:
 
     async def _rows(self) -> list[SpooledRow]:
         with failures_told():
-            return await trio.to_thread.run_sync(self._browser.rows)
+            return await self._run_blocking(self._browser.rows)
 
 
 def counted(rows: Sequence[SpooledRow]) -> str:
