@@ -289,9 +289,10 @@ def test_the_expiry_of_a_token(token: str, expiry: float | None) -> None:
 class Login:
     """An account whose tokens live for *life* seconds, and which may be gone."""
 
-    def __init__(self, life: float, *, renews: bool = True) -> None:
+    def __init__(self, life: float, *, renews: bool = True, fresh: bool = False) -> None:
         self._life = life
         self._renews = renews
+        self._fresh = fresh
         self.is_gone = False
         self.fails = False
         self.refreshes = 0
@@ -307,7 +308,7 @@ class Login:
             self.refreshes += 1
             if not self._renews:
                 return None
-        return jwt(trio.current_time() + self._life)
+        return jwt(trio.current_time() + self._life + (self.refreshes if self._fresh else 0))
 
 
 async def test_a_token_is_renewed_ahead_of_its_expiry(
@@ -409,6 +410,90 @@ async def test_an_account_that_is_gone_stops_sending(
 
     assert len(transport.requests) == 1
     assert session.statistics().dropped == {"consent_withdrawn": 2}
+
+
+async def test_another_account_in_the_place_of_the_first_stops_sending(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its token never goes to the first one's endpoint, not even within the same second."""
+
+    class Switches(Login):
+        account_now = trimaran.Account("https://a.test", "a@x.test")
+
+        async def account(self) -> trimaran.Account | None:
+            await trio.lowlevel.checkpoint()
+            return self.account_now
+
+        async def token(self, *, refresh: bool) -> str | None:
+            return "a" if self.account_now.url == "https://a.test" else "b"
+
+    class RefusesOnce(ScriptedTransport):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            if not self.requests:
+                login.account_now = trimaran.Account("https://b.test", "b@x.test")
+            return await super().attempt(request)
+
+    login = Switches(10_000)
+    transport = RefusesOnce([trimaran.Answer(401)])
+    async with (
+        trimaran.open_telemetry(
+            "test", environ=ENVIRON, transport=transport, account=login
+        ) as telemetry,
+        telemetry.session() as session,
+    ):
+        session.track(CALL)
+
+    assert [request.headers["authorization"] for request in transport.requests] == ["Bearer a"]
+    assert session.statistics().dropped == {"consent_withdrawn": 3}
+
+
+async def test_a_new_token_of_an_account_that_cannot_be_asked_waits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whose it is has to be known before it is sent."""
+    login = Login(10_000, fresh=True)
+
+    class RefusesOnce(ScriptedTransport):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            login.fails = not self.requests
+            return await super().attempt(request)
+
+    transport = RefusesOnce([trimaran.Answer(401)])
+    with structlog.testing.capture_logs():
+        async with (
+            trimaran.open_telemetry(
+                "test",
+                environ={},
+                transport=transport,
+                account=login,
+                wall_clock=trio.current_time,
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            await trio.sleep(3)
+            assert len(transport.requests) == 1
+            login.fails = False
+            assert await session.flush(timeout=20)
+
+    assert session.statistics().delivered == 2
+
+
+async def test_a_hook_may_raise_what_it_likes() -> None:
+    """Also what is no Exception: it ends neither the session nor the run."""
+
+    def on_drop(_dropped: trimaran.Dropped) -> None:
+        raise SystemExit
+
+    with structlog.testing.capture_logs():
+        async with (
+            trimaran.open_telemetry(
+                "test", environ=ENVIRON, transport=ScriptedTransport(), on_drop=on_drop
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            session.track(None)  # type: ignore[arg-type]
+
+    assert session.statistics().delivered == 2
 
 
 async def test_an_account_that_cannot_be_asked_is_as_before(

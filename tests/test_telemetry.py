@@ -408,21 +408,22 @@ async def test_a_stage_that_breaks_another_ones_channel_comes_out_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bug is told, not what followed from it."""
-    capture = Capture()
 
-    with pytest.raises(ZeroDivisionError):
-        async with capture.open() as telemetry, telemetry.session() as session:
+    async def broken(receive: trio.abc.ReceiveChannel[object]) -> None:
+        async with receive:
+            await receive.receive()
+        await trio.testing.wait_all_tasks_blocked()
+        raise ZeroDivisionError
 
-            async def broken(receive: trio.abc.ReceiveChannel[object]) -> None:
-                async with receive:
-                    await receive.receive()
-                await trio.testing.wait_all_tasks_blocked()
-                raise ZeroDivisionError
-
+    async def fail() -> None:
+        async with Capture().open() as telemetry, telemetry.session() as session:
             monkeypatch.setattr(session._sender, "run", broken)  # type: ignore[attr-defined]
             for _ in range(3):
                 session.error("urgent")
                 await trio.testing.wait_all_tasks_blocked()
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
 
 
 async def test_strict_lets_a_bug_out_of_a_waiting_block(monkeypatch: pytest.MonkeyPatch) -> None:

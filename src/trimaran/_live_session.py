@@ -156,6 +156,7 @@ class LiveSession(Session):
         """The id that every event of this session carries."""
         return self._context.session_id
 
+    @trio.lowlevel.enable_ki_protection
     def track(self, event: Event) -> None:
         """See :meth:`Session.track`."""
         if threading.get_ident() == self._thread:
@@ -167,6 +168,7 @@ class LiveSession(Session):
         else:
             self._inbox.put(event, self._wall_clock())
 
+    @trio.lowlevel.enable_ki_protection
     async def send(self, event: Event) -> None:
         """See :meth:`Session.send`."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -177,6 +179,7 @@ class LiveSession(Session):
             # The event is in: a cancel that came now would say that it is not.
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     async def flush(self, *, timeout: float = 2.0) -> Flushed:
         """See :meth:`Session.flush`."""
         before = self.statistics()
@@ -231,6 +234,7 @@ class LiveSession(Session):
         """See :meth:`Session.bridge_call`."""
         return BridgeMeasure(self.track, self._now, method)
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """End the session: its last event is tracked, and nothing more is taken.
 

@@ -104,6 +104,7 @@ class Supervisor:
             for batch in batches:
                 send.send_nowait(batch)
         shared.outages.join(self.leftovers)
+        reason = DropReason.DRAIN_TIMEOUT
         try:
             await Sender(
                 endpoint=shared.endpoint,
@@ -117,12 +118,13 @@ class Supervisor:
                 wall_clock=shared.wall_clock,
             ).run(receive)
         except Exception as bug:
+            reason = DropReason.BUG
             shared.diagnostics.warn("telemetry failed", error=type(bug).__name__)
             if shared.settings.strict:
                 raise
         finally:
             shared.outages.leave(self.leftovers)
-            self.leftovers.close(DropReason.BUG)
+            self.leftovers.close(reason)
 
     async def _let_sessions_leave(self) -> None:
         """End all sessions, after giving the tasks that hold them a moment to do so.

@@ -68,6 +68,8 @@ class Endpoint:
         self._transport = transport
         self._owned: Transport | None = None
         self._opening = trio.Lock()
+        self._known_token = None if tokens is None else tokens.held
+        """The last token that is known to belong to the account."""
         self._slots = trio.CapacityLimiter(settings.max_requests)
         self._circuit = Circuit(
             lambda failures: backoff(
@@ -192,7 +194,8 @@ class Endpoint:
         with trio.move_on_after(timeout):
             try:
                 transport = await self._opened()
-                await self._consent.require()
+                await self._consent.require(token_is_new=token != self._known_token)
+                self._known_token = token
                 made()
                 return await transport.attempt(request)
             except (TransportError, ConsentWithdrawn):

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from trimaran._account import AccountProvider
+from trimaran._account import Account, AccountProvider
 from trimaran._decision import opted_out
 from trimaran._diagnostics import Diagnostics
+from trimaran._transport import TransportError
 
 __all__ = ["Consent", "ConsentWithdrawn"]
 
@@ -32,8 +33,9 @@ class Consent:
         app: names the switches of the environment.
         environ: the live environment.
         ask: the host's own switch; what it raises counts as no.
-        account: the account that events are sent for; gone, there is no consent. None
-            where events are anonymous.
+        provider: where the account comes from; None where events are anonymous.
+        account: the account that events are sent for. Gone, or another one in its place,
+            there is no consent: its token must not go to this one's endpoint.
         now: a monotonic clock, in seconds.
         timeout: seconds that looking up the account may take.
         diagnostics: where a switch or an account that fails is told.
@@ -45,7 +47,8 @@ class Consent:
         app: str,
         environ: Mapping[str, str],
         ask: Callable[[], bool] | None,
-        account: AccountProvider | None,
+        provider: AccountProvider | None,
+        account: Account | None,
         now: Callable[[], float],
         timeout: float,
         diagnostics: Diagnostics,
@@ -53,6 +56,7 @@ class Consent:
         self._app = app
         self._environ = environ
         self._ask = ask
+        self._provider = provider
         self._account = account
         self._now = now
         self._timeout = timeout
@@ -61,18 +65,25 @@ class Consent:
         self._looked_at = now()
         self._is_gone = False
 
-    async def require(self) -> None:
+    async def require(self, *, token_is_new: bool = False) -> None:
         """Return if a request may be made now. A checkpoint only where an account is asked.
+
+        Args:
+            token_is_new: whether a token is to be sent for the first time: whose it is has
+                to be known then, not remembered.
 
         Raises:
             ConsentWithdrawn: it may not.
+            TransportError: whose the new token is could not be found out.
         """
         if not self._is_given():
             raise ConsentWithdrawn
-        if self._account is not None:
-            await self._look_up_account(self._account)
+        if self._provider is not None:
+            is_known = await self._look_up_account(self._provider, at_once=token_is_new)
             if self._is_gone or not self._is_given():
                 raise ConsentWithdrawn
+            if token_is_new and not is_known:
+                raise TransportError("the account of a new token cannot be looked up")
 
     def _is_given(self) -> bool:
         if opted_out(self._app, self._environ) is not None:
@@ -85,14 +96,20 @@ class Consent:
             self._diagnostics.warn("telemetry consent failed", error=type(error).__name__)
             return False
 
-    async def _look_up_account(self, account: AccountProvider) -> None:
-        """Keep whether the account is there. One that cannot be asked is taken to be as before."""
+    async def _look_up_account(self, provider: AccountProvider, *, at_once: bool) -> bool:
+        """Keep whether the account is still there; says whether that is known.
+
+        One that cannot be asked is taken to be as before.
+        """
         async with self._looking:
-            if self._now() - self._looked_at < _ACCOUNT_INTERVAL:
-                return
+            if not at_once and self._now() - self._looked_at < _ACCOUNT_INTERVAL:
+                return True
+            is_known = False
             with trio.move_on_after(self._timeout):
                 try:
-                    self._is_gone = await account.account() is None
+                    self._is_gone = await provider.account() != self._account
+                    is_known = True
                 except Exception as error:  # noqa: BLE001 - a provider is the host's own code
                     self._diagnostics.warn("telemetry account failed", error=type(error).__name__)
             self._looked_at = self._now()
+            return is_known

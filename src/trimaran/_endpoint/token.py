@@ -67,6 +67,11 @@ class TokenKeeper:
         self._keep(token)
 
     @property
+    def held(self) -> str | None:
+        """The token as it is; None while it is known to be refused."""
+        return self._token
+
+    @property
     def next_refresh_at(self) -> float:
         """When the provider may be asked again, by the monotonic clock."""
         return self._last_refresh + self._interval
@@ -148,5 +153,5 @@ def expiry_of(token: str) -> float | None:
     try:
         claims = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         return _claims.decode(claims).exp
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+    except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError):
         return None

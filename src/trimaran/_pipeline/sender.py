@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import msgspec
 import trio
 from msgspec.structs import replace
 from trio.abc import ReceiveChannel
@@ -87,6 +88,10 @@ class Sender:
                     body = await self._body_of(batch)
                     if body is not None:
                         await self._settle(batch, body)
+                    else:
+                        # Off the disk its fate is known; on it, it waits for a later process.
+                        self._ledger.give_back_losses(batch.losses)
+                        self._settled(batch.size)
                 for flush in batch.flushes:
                     flush.reach()
 
@@ -133,7 +138,11 @@ class Sender:
             return self._delivered(batch, answer)
         if verdict is Verdict.HALVE and batch.events > 1:
             arrived = True
-            for half in await self._halves(replace(batch, body=body)):
+            try:
+                halves = await self._halves(replace(batch, body=body))
+            except msgspec.DecodeError:
+                return self._drop(batch, DropReason.TOO_LARGE)  # a body that the disk garbled
+            for half in halves:
                 assert half.body is not None
                 arrived = await self._deliver(half, half.body) and arrived
                 await self._remove(half)
