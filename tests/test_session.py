@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,9 @@ import trio
 import trio.testing
 
 import trimaran
+from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.batcher import Bundle
+from trimaran._pipeline.mailbox import Chunk
 from trimaran.testing import Capture
 
 if TYPE_CHECKING:
@@ -563,3 +568,30 @@ async def test_context_of_any_kind_is_taken() -> None:
 
     [start] = capture.events(trimaran.SessionStart)
     assert (start.session_id, start.project_id, start.agent) == ("7", "", "build")
+
+
+class Remembered(trimaran.Event, frozen=True, weakref=True):
+    """An event that can be looked for."""
+
+
+def in_pipelines() -> int:
+    """How many things there are that only a pipeline makes; other tests may have left some."""
+    gc.collect()
+    return sum(type(each) in {Batch, Bundle, Chunk} for each in gc.get_objects())
+
+
+async def test_an_idle_session_keeps_nothing_of_what_it_has_delivered() -> None:
+    """However large its last batch was: there may be a thousand that wait for an event."""
+    capture = Capture()
+    before = in_pipelines()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        event = Remembered()
+        kept = weakref.ref(event)
+        session.track(event)
+        del event
+        assert await session.flush()
+        capture.requests.clear()
+        capture.taken.clear()
+
+        assert in_pipelines() <= before
+        assert kept() is None

@@ -297,7 +297,7 @@ class LiveSession(Session):
                 )
                 if self._keeper is not None:
                     from_batcher = self._spooled(from_batcher, self._keeper, nursery)
-                nursery.start_soon(self._sender.run, from_batcher)
+                await self._sender.run(from_batcher)
         except* trio.Cancelled:
             reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
             raise

@@ -84,16 +84,21 @@ class Sender:
         """
         async with receive:
             async for batch in receive:
-                if batch.events:
-                    body = await self._body_of(batch)
-                    if body is not None:
-                        await self._settle(batch, body)
-                    else:
-                        # Off the disk its fate is known; on it, it waits for a later process.
-                        self._ledger.give_back_losses(batch.losses)
-                        self._settled(batch.size)
-                for flush in batch.flushes:
-                    flush.reach()
+                await self._send(batch)
+                # A session that waits for its next event keeps nothing of the last ones.
+                del batch
+
+    async def _send(self, batch: Batch) -> None:
+        if batch.events:
+            body = await self._body_of(batch)
+            if body is not None:
+                await self._settle(batch, body)
+            else:
+                # Off the disk its fate is known; on it, it waits for a later process.
+                self._ledger.give_back_losses(batch.losses)
+                self._settled(batch.size)
+        for flush in batch.flushes:
+            flush.reach()
 
     async def _body_of(self, batch: Batch) -> bytes | None:
         """What to send; None when the batch left the disk, which was its fate."""

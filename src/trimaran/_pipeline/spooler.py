@@ -43,19 +43,24 @@ async def spool_batches(
     *release* is told the bytes that are free since a body is on disk only. A cancel
     leaves what is on disk there, and the rest to the session, which counts it.
     """
+
+    async def spool(finished: list[Batch]) -> None:
+        with_events = [each for each in finished if each.events]
+        kept = await keeper.keep(with_events, ledger) if with_events else []
+        by_key = {batch.key: batch for batch in kept}
+        for each in finished:
+            batch = by_key.get(each.key, each)
+            is_waiting = send.statistics().current_buffer_used > 0
+            if batch.kept is not None and is_waiting and is_memory_short():
+                release(batch.size)
+                batch = replace(batch, body=None, size=0)
+            await send.send(batch)
+
     async with receive, send:
         async for first in receive:
-            finished = [first, *_waiting(receive, MOST_TOGETHER - 1)]
-            with_events = [each for each in finished if each.events]
-            kept = await keeper.keep(with_events, ledger) if with_events else []
-            by_key = {batch.key: batch for batch in kept}
-            for each in finished:
-                batch = by_key.get(each.key, each)
-                is_waiting = send.statistics().current_buffer_used > 0
-                if batch.kept is not None and is_waiting and is_memory_short():
-                    release(batch.size)
-                    batch = replace(batch, body=None, size=0)
-                await send.send(batch)
+            await spool([first, *_waiting(receive, MOST_TOGETHER - 1)])
+            # A session that waits for its next event keeps nothing of the last ones.
+            del first
 
 
 def _waiting(receive: trio.MemoryReceiveChannel[Batch], most: int) -> Iterator[Batch]:
