@@ -39,16 +39,16 @@ class Supervisor:
     """
 
     def __init__(self, shared: Shared) -> None:
-        self.shared = shared
+        self.shared: Shared = shared
         # A dict for its order, which a run with the same seeds repeats.
         self._open: dict[LiveSession, None] = {}
         self._left = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope(shield=True)
         self._stages: trio.Nursery | None = None
         self._closing = trio.Event()
-        self.leftovers = Ledger()
+        self.leftovers: Ledger = Ledger()
         """The books of what earlier processes left on disk."""
-        self.is_ready = trio.Event()
+        self.is_ready: trio.Event = trio.Event()
         """Sessions can be opened."""
 
     @asynccontextmanager

@@ -58,7 +58,7 @@ class Endpoint:
         on_change: Callable[[bool], None],
     ) -> None:
         assert decision.url is not None
-        self.url = decision.url
+        self.url: str = decision.url
         self._tokens = tokens
         self._consent = consent
         self._settings = settings

@@ -28,12 +28,12 @@ class KeptBatch:
     __slots__ = ("events", "is_being_sent", "is_delivered", "is_on_disk", "ledger")
 
     def __init__(self, ledger: Ledger, events: int) -> None:
-        self.ledger = ledger
-        self.events = events
+        self.ledger: Ledger = ledger
+        self.events: int = events
         """Events in it that the books know, and whose fate is open."""
-        self.is_on_disk = True
-        self.is_being_sent = False
-        self.is_delivered = False
+        self.is_on_disk: bool = True
+        self.is_being_sent: bool = False
+        self.is_delivered: bool = False
         ledger.spooled += events
 
     def decided(self, count: int) -> None:

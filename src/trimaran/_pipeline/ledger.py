@@ -110,18 +110,18 @@ class Ledger:
     )
 
     def __init__(self, on_drop: Callable[[], object] | None = None) -> None:
-        self.tracked = 0
-        self.delivered = 0
-        self.pending = 0
-        self.spooled = 0
+        self.tracked: int = 0
+        self.delivered: int = 0
+        self.pending: int = 0
+        self.spooled: int = 0
         self.dropped: dict[DropReason, int] = {}
-        self.batches = 0
-        self.attempts = 0
-        self.retries = 0
-        self.loss_reports = 0
+        self.batches: int = 0
+        self.attempts: int = 0
+        self.retries: int = 0
+        self.loss_reports: int = 0
         self.unreported: dict[DropReason, int] = {}
         """Losses that no report under way or delivered speaks of."""
-        self.on_drop = on_drop
+        self.on_drop: Callable[[], object] | None = on_drop
         self.untold: dict[DropReason, int] = {}
         """Losses that the host was not told of; kept only with *on_drop*."""
 

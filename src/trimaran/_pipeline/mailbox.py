@@ -73,7 +73,7 @@ class Flush:
     __slots__ = ("_reached", "number")
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number: int = number
         """The last entry before it."""
         self._reached = trio.Event()
 
@@ -108,9 +108,9 @@ class MemoryBudget:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self.downstream = 0
+        self.limit: int = limit
+        self.used: int = 0
+        self.downstream: int = 0
         """How much of it was handed on, and cannot be shed any more."""
         # Dicts for their order, which a run with the same seeds repeats.
         self._mailboxes: dict[Mailbox, None] = {}
@@ -173,9 +173,9 @@ class _Line:
     __slots__ = ("first", "length", "turn")
 
     def __init__(self) -> None:
-        self.length = 0
-        self.turn = trio.StrictFIFOLock()
-        self.first = trio.lowlevel.ParkingLot()
+        self.length: int = 0
+        self.turn: trio.StrictFIFOLock = trio.StrictFIFOLock()
+        self.first: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
 
 
 class Mailbox(trio.abc.ReceiveChannel[Chunk]):
@@ -218,9 +218,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._ended = False
         self._charged = 0
         self._downstream = 0
-        self.full_because = DropReason.MAILBOX_FULL
+        self.full_because: DropReason = DropReason.MAILBOX_FULL
         """Why there is no room when there is none: what is shed has this reason."""
-        self.peak = 0
+        self.peak: int = 0
         """Most events that waited at once, as far as the reader saw."""
         budget.join(self)
 

@@ -42,10 +42,10 @@ class Books:
     """What became of events, for each session and in all."""
 
     def __init__(self) -> None:
-        self.total = Statistics()
+        self.total: Statistics = Statistics()
         self.rows: dict[str, Statistics] = {}
         """By session id, of as many sessions as a person reads."""
-        self.sessions = 0
+        self.sessions: int = 0
 
     def add(self, session_id: str, statistics: Statistics) -> None:
         """A session came to this."""

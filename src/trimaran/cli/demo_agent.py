@@ -61,11 +61,11 @@ class Review:
         self.files = files
         self.session: trimaran.Session | None = None
         self.doing = "waits"
-        self.is_done = False
-        self.tool_calls = 0
-        self.failures = 0
-        self.tokens = 0
-        self.cost = 0.0
+        self.is_done: bool = False
+        self.tool_calls: int = 0
+        self.failures: int = 0
+        self.tokens: int = 0
+        self.cost: float = 0.0
 
 
 async def review(telemetry: trimaran.Telemetry, task: Review, tools: Tools) -> None:
