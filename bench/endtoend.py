@@ -6,7 +6,6 @@ Does not know: how sending is done: :mod:`bench.send` does, in a process for eac
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from functools import partial
 from statistics import median
@@ -37,20 +36,26 @@ async def end_to_end(kind: str, *, rounds: int, events: int) -> list[Row]:
             group=group,
             name=f"{name} an event",
             unit="us",
-            value=_each(spent["trimaran"], measure, events),
-            floor=_each(spent["floor"], measure, events),
-            aim=Aim("ratio", _MOST_FLOORS) if (kind, measure) == ("sink", "cpu") else None,
+            value=median(map(seconds, spent["trimaran"])) / events * 1e6,
+            floor=median(map(seconds, spent["floor"])) / events * 1e6,
+            aim=aim if kind == "sink" else None,
         )
-        for name, measure in (("processor time", "cpu"), ("wall time", "wall"))
+        for name, seconds, aim in (
+            ("processor time", _cpu, Aim("ratio", _MOST_FLOORS)),
+            ("wall time", _wall, None),
+        )
     ]
 
 
-def _each(spent: list[Spent], measure: str, events: int) -> float:
-    """The median, in microseconds for each event."""
-    return median(getattr(one, measure) for one in spent) / events * 1e6
+def _cpu(spent: Spent) -> float:
+    return spent.cpu
+
+
+def _wall(spent: Spent) -> float:
+    return spent.wall
 
 
 async def _send(way: str, url: str, events: int) -> Spent:
     command = [sys.executable, "-m", "bench.send", way, url, str(events)]
-    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT)
+    done = await trio.run_process(command, capture_stdout=True)
     return msgspec.json.decode(done.stdout, type=Spent)

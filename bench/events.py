@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
+import msgspec
+
 from trimaran import BridgeCall, Command, Event, Generation, Tokens, ToolCall
 
 __all__ = ["mix"]
@@ -66,15 +68,16 @@ def _generation(message_id: str, random: Random) -> Generation:
 def _tool_call(
     tool: str, message_id: str, index: int, previous: str | None, random: Random
 ) -> ToolCall:
-    kind = "mcp" if tool.startswith("mcp__") else "standard"
-    outcome = {"status": "error", "error": _FAILURE} if random.random() < 0.03 else {}
+    is_mcp = tool.startswith("mcp__")
+    failed = random.random() < 0.03
     return ToolCall(
         message_id=message_id,
         tool_name=tool,
-        tool_type=kind,
-        tool_category=kind,
+        tool_type="mcp" if is_mcp else "standard",
+        tool_category="mcp" if is_mcp else "standard",
+        status="error" if failed else "success",
         duration_ms=random.randint(1, 30_000),
         sequence_index=index,
         previous_tool=previous,
-        **outcome,
+        error=_FAILURE if failed else msgspec.UNSET,
     )

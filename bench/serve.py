@@ -12,7 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ _READ = 1 << 18
 
 
 @asynccontextmanager
-async def server(kind: str) -> AsyncIterator[str]:
+async def server(kind: str) -> AsyncGenerator[str]:
     """The URL of a server that runs while the block does."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "bench.serve", kind, str(Path(directory) / "store.db")]
