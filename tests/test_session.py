@@ -595,3 +595,29 @@ async def test_an_idle_session_keeps_nothing_of_what_it_has_delivered() -> None:
 
         assert in_pipelines() <= before
         assert kept() is None
+
+
+async def test_what_a_thread_left_is_part_of_the_next_flush() -> None:
+    """Tracked before it, though no turn of the loop came between."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        assert await session.flush()
+        thread = threading.Thread(target=session.track, args=(CALL,))
+        thread.start()
+        thread.join()  # without a checkpoint: the loop has not seen it yet
+        flushed = await session.flush()
+
+    assert flushed.delivered == 1
+
+
+async def test_what_a_thread_left_before_the_end_is_delivered() -> None:
+    """It was tracked in time, though no turn of the loop came between."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        assert await session.flush()
+        thread = threading.Thread(target=session.track, args=(CALL,))
+        thread.start()
+        thread.join()
+
+    assert session.statistics().delivered == 3
+    assert session.statistics().dropped == {}

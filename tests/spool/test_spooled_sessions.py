@@ -504,3 +504,46 @@ async def test_the_file_is_closed_when_the_host_is_cancelled(tmp_path: Path) -> 
         with trio.fail_after(5):
             while telemetry.leftovers().delivered < left:  # noqa: ASYNC110 - a thread, not an event
                 await trio.sleep(0.01)
+
+
+async def test_leftovers_of_another_tier_or_account_stay(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """At the same URL: what one account left goes out with no other token, and with none."""
+    settings = trimaran.Settings(
+        spool=trimaran.Spool(directory=str(tmp_path / "state")), drain_timeout=0.5, strict=True
+    )
+
+    async def taken_over_by(account: trimaran.AccountProvider | None) -> int:
+        transport = ScriptedTransport([DOWN] * 100)
+        async with trimaran.open_telemetry(
+            "test",
+            environ=ENVIRON,
+            account=account,
+            settings=settings,
+            transport=transport,
+            run_blocking=at_once,
+        ) as telemetry:
+            await trio.sleep(1)
+            return telemetry.leftovers().tracked
+
+    ann = trimaran.StaticAccount(ENVIRON["TEST_TELEMETRY_URL"], "t", email="ann@x.test")
+    async with (
+        trimaran.open_telemetry(
+            "test",
+            environ=ENVIRON,
+            account=ann,
+            settings=settings,
+            transport=ScriptedTransport([DOWN] * 100),
+            run_blocking=at_once,
+        ) as telemetry,
+        telemetry.session() as session,
+    ):
+        session.track(CALL)
+    left = session.statistics().spooled
+    assert left > 0
+
+    bob = trimaran.StaticAccount(ENVIRON["TEST_TELEMETRY_URL"], "t", email="bob@x.test")
+    assert await taken_over_by(None) == 0
+    assert await taken_over_by(bob) == 0
+    assert await taken_over_by(ann) == left
