@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,12 @@ async def server(kind: str) -> AsyncGenerator[str]:
 
 
 async def _answer(stream: trio.SocketStream) -> None:
-    """Answer posts with a known length until the connection ends."""
+    """Answer posts with a known length until the connection ends, in whichever way."""
+    with suppress(trio.BrokenResourceError):
+        await _answer_posts(stream)
+
+
+async def _answer_posts(stream: trio.SocketStream) -> None:
     received = b""
     while True:
         while (end := received.find(b"\r\n\r\n")) < 0:
