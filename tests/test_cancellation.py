@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 import trimaran
 from trimaran.testing import Capture, ScriptedTransport
-
-if TYPE_CHECKING:
-    import trio.testing
 
 FOREVER = float("inf")
 ENVIRON = {"TEST_TELEMETRY_URL": "https://endpoint.test"}
@@ -234,3 +231,26 @@ async def test_run_telemetry_cancelled_while_it_runs_drains_to_its_deadline(
     assert trio.current_time() - cancelled_at == pytest.approx(2.0)
     assert session.statistics().dropped == {"drain_timeout": 3}
     assert session.statistics().pending == 0
+
+
+def test_a_cancelled_drain_where_nurseries_raise_what_they_are_given() -> None:
+    """A host may still run trio so, in which a lone exception is in no group."""
+    sessions: list[trimaran.Session] = []
+
+    async def main() -> None:
+        with trio.move_on_after(1) as scope:
+            async with trimaran.open_telemetry(
+                "test", environ=ENVIRON, transport=ScriptedTransport([FOREVER])
+            ) as telemetry:
+                async with telemetry.session() as session:
+                    sessions.append(session)
+        assert scope.cancelled_caught
+
+    with pytest.warns(trio.TrioDeprecationWarning, match="strict_exception_groups"):
+        trio.run(
+            main,
+            clock=trio.testing.MockClock(autojump_threshold=0),
+            strict_exception_groups=False,
+        )
+
+    assert sessions[0].statistics().dropped == {"drain_timeout": 2}
