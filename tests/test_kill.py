@@ -1,13 +1,18 @@
-"""What a process had called safe when it was killed is delivered all the same, once."""
+"""Processes that are killed: what they promised before holds all the same."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import trio
 
+from kill import senders
+from kill.senders import Sent, batch_of, kill_receiver, post, started_receiver
 from kill.worlds import World, faults_of, run_worlds
 
 if TYPE_CHECKING:
@@ -66,3 +71,75 @@ def test_what_is_left_on_disk_is_noticed() -> None:
     """Nothing is to be there when all is over, whatever the session of it."""
     assert faults_of(World(7, left_on_disk=1), {}) != []
     assert faults_of(World(7, failures=["it raised"]), {}) != []
+
+
+async def test_what_a_receiver_answered_is_there_after_it_was_killed(tmp_path: Path) -> None:
+    """Several senders repeat each batch until it is answered with a 200: whenever the
+    receiver is killed, what it answered is there, and what was repeated is there once.
+    """
+    sent = await kill_receiver(seed=1, kills=4, database=tmp_path / "receiver.sqlite")
+
+    assert senders.faults_of(sent) == []
+    assert sent.kills == 4
+    assert len(sent.answered) > 20
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        Sent(missing=["a"]),
+        Sent(answered={"a": 1}),
+        Sent(stored={"a": 2}),
+        Sent(events={"s": [0, 2]}, totals={"s": 2}),
+        Sent(events={"s": [0, 1, 1]}, totals={"s": 3}),
+        Sent(events={"s": [0, 1]}, totals={"s": 3}),
+    ],
+)
+def test_a_receivers_broken_promise_is_noticed(sent: Sent) -> None:
+    """What is missing, in the meantime or in the end; what is there twice; wrong totals."""
+    assert senders.faults_of(sent) != []
+
+
+async def test_a_receiver_whose_disk_is_full_puts_senders_off_and_recovers(tmp_path: Path) -> None:
+    """It says when to come again, still gives back what it has, and with room it goes on.
+
+    The bound on the size of files is one that the operating system sets for the process.
+    """
+    database = tmp_path / "receiver.sqlite"
+    sent = Sent()
+    numbers = iter(range(100_000))
+
+    async def post_more(client: httpx.AsyncClient) -> httpx.Response:
+        chosen = [next(numbers) for _ in range(100)]
+        key = f"s-{chosen[0]}"
+        answer = await post(client, key, batch_of("s", chosen))
+        if answer.status_code == 200:
+            sent.answered[key] = len(chosen)
+        return answer
+
+    async with (
+        started_receiver(database, most_bytes=400_000) as (process, url),
+        httpx.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        with trio.fail_after(30):
+            while (answer := await post_more(client)).status_code == 200:
+                pass
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert "disk" in answer.json()["error"]
+        assert (await post_more(client)).status_code == 503
+        assert (await client.get("/healthz")).status_code == 200
+        page = await client.get("/api/sessions/s")
+        assert page.json()["event_count"] == sum(sent.answered.values())
+
+        process.send_signal(signal.SIGUSR1)
+        with trio.fail_after(30):
+            while (await post_more(client)).status_code != 200:  # noqa: ASYNC110 - another process
+                await trio.sleep(0.01)
+        for _ in range(50):
+            assert (await post_more(client)).status_code == 200
+
+    sent.read(database)
+    assert set(sent.stored) == set(sent.answered)
+    assert set(sent.stored.values()) == {1}
+    assert sent.totals["s"] == sum(sent.answered.values()) == len(sent.events["s"])
