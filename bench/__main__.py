@@ -21,8 +21,10 @@ from bench.caller import caller
 from bench.endtoend import end_to_end
 from bench.idle import idle
 from bench.imports import imports
+from bench.outage import outage
 from bench.rows import Row, table
 from bench.serve import server
+from bench.spooled import spooled
 
 _PROFILE_LINES = 45
 
@@ -47,6 +49,8 @@ async def _measure(effort: _Effort) -> AsyncIterator[list[Row]]:
     yield await caller(rounds=effort.caller, calls=effort.calls)
     for kind in ("sink", "receiver"):
         yield await end_to_end(kind, rounds=effort.end_to_end, events=effort.events)
+    yield await spooled(rounds=effort.end_to_end, events=effort.events)
+    yield await outage()
     yield await idle(rounds=effort.idle)
     yield await imports(rounds=effort.imports)
 

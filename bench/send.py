@@ -5,10 +5,11 @@ Out: a JSON line with the seconds of processor time (of all threads) and of wall
 from the first event to the last answer.
 Does not know: the server, which runs in a process of its own.
 
-Two ways. ``trimaran``: each event through ``session.send``, then a flush. ``floor``: the
-same events, already stamped, encoded 200 at a time into a body of the same shape, and
-one bare post for each. Both have posted once before, so that neither the import of the
-HTTP library nor the connection is on the clock.
+``trimaran``: each event through ``session.send``, then a flush. ``kill`` and
+``power_loss``: the same with a spool that survives this. ``floor``: the same events,
+already stamped, encoded 200 at a time into a body of the same shape, and one bare post for
+each. All have posted once before, so that neither the import of the HTTP library nor the
+connection is on the clock.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import gc
 import math
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Literal
 
 import httpx
 import msgspec
@@ -50,11 +54,15 @@ class _Body(msgspec.Struct):
     events: list[trimaran.Event]
 
 
-async def through_trimaran(url: str, events: list[trimaran.Event]) -> Spent:
+async def through_trimaran(
+    url: str, events: list[trimaran.Event], settings: trimaran.Settings | None = None
+) -> Spent:
     """Send *events* through a session."""
     environ = {"BENCH_TELEMETRY_URL": url}
     async with (
-        trimaran.open_telemetry("bench", version="1.0", environ=environ) as telemetry,
+        trimaran.open_telemetry(
+            "bench", version="1.0", environ=environ, settings=settings
+        ) as telemetry,
         telemetry.session(project_id="p") as session,
     ):
 
@@ -67,6 +75,15 @@ async def through_trimaran(url: str, events: list[trimaran.Event]) -> Spent:
         spent = await _timed(send)
         assert session.statistics().delivered == 1 + len(events), session
     return spent
+
+
+async def with_spool(
+    survives: Literal["kill", "power_loss"], url: str, events: list[trimaran.Event]
+) -> Spent:
+    """Send *events* through a session, and through a spool of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        spool = trimaran.Spool(directory=directory, survives=survives)
+        return await through_trimaran(url, events, trimaran.Settings(spool=spool))
 
 
 async def by_hand(url: str, events: list[trimaran.Event]) -> Spent:
@@ -101,7 +118,12 @@ async def _timed(work: Callable[[], Awaitable[None]]) -> Spent:
     return Spent(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-WAYS = {"trimaran": through_trimaran, "floor": by_hand}
+WAYS: Mapping[str, Callable[[str, list[trimaran.Event]], Awaitable[Spent]]] = {
+    "trimaran": through_trimaran,
+    "kill": partial(with_spool, "kill"),
+    "power_loss": partial(with_spool, "power_loss"),
+    "floor": by_hand,
+}
 
 if __name__ == "__main__":
     way, url, count = sys.argv[1:]
