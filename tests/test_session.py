@@ -578,8 +578,8 @@ def in_pipelines() -> int:
     """How many things there are that only a pipeline makes; other tests may have left some."""
     gc.collect()
     kinds = (Batch, Bundle, Chunk)
-        # By identity: other tests leave classes behind whose hash is not to be asked.
-        return sum(any(type(each) is kind for kind in kinds) for each in gc.get_objects())
+    # By identity: other tests leave classes behind whose hash is not to be asked.
+    return sum(any(type(each) is kind for kind in kinds) for each in gc.get_objects())
 
 
 async def test_an_idle_session_keeps_nothing_of_what_it_has_delivered() -> None:
