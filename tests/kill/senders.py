@@ -23,6 +23,7 @@ import msgspec
 import trio
 
 from faults.served import environment, line_of
+from trimaran._transport.http import _Body  # httpx's own warns when a connection breaks in it
 
 __all__ = ["Sent", "faults_of", "kill_receiver", "started_receiver"]
 
@@ -111,8 +112,17 @@ def batch_of(session: str, numbers: Sequence[int]) -> bytes:
 
 async def post(client: httpx.AsyncClient, key: str, body: bytes) -> httpx.Response:
     """One attempt."""
-    headers = {"content-type": "application/json", "idempotency-key": key}
-    return await client.post("/api/observability/ingest", content=body, headers=headers)
+    request = client.build_request(
+        "POST",
+        "/api/observability/ingest",
+        headers={
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "idempotency-key": key,
+        },
+    )
+    request.stream = _Body(body)
+    return await client.send(request)
 
 
 @asynccontextmanager
