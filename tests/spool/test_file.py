@@ -181,9 +181,10 @@ def test_the_oldest_make_room(spool: Callable[..., SpoolFile]) -> None:
     assert keys(mine) == ["b", "c"]
 
 
-def test_others_batches_make_no_room(spool: Callable[..., SpoolFile]) -> None:
+@pytest.mark.parametrize("most_bytes", [250, 150])
+def test_others_batches_make_no_room(most_bytes: int, spool: Callable[..., SpoolFile]) -> None:
     """A process evicts its own only; with no room even so, its batch is not kept."""
-    other, mine = spool("other"), spool("me", most_bytes=250)
+    other, mine = spool("other"), spool("me", most_bytes=most_bytes)
     put(other, "a", "b", body=b"x" * 100)
 
     evicted = mine.put("c", b"x" * 100, events=2, reports=1)
