@@ -1,10 +1,7 @@
 """A telemetry: from the decision to the last event.
 
 In: an app's name, an account, settings. Out: sessions.
-Does not know: stages, batches, HTTP.
-
-All tasks of ours are protected from Ctrl-C: it goes to the host's code, as it would
-without us, and reaches us as the exception that the block is left with.
+Does not know: stages, batches, HTTP, how it is kept running.
 """
 
 from __future__ import annotations
@@ -14,26 +11,20 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
-from typing import cast
 
 import trio
 
-from trimaran._account import Account, AccountProvider, CredentialsError
-from trimaran._decision import Decision, Tier, opted_out, resolve
+from trimaran._account import Account, AccountProvider
+from trimaran._assembly import Host, assemble, look_up, text_of
+from trimaran._decision import Decision, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import Endpoint
-from trimaran._endpoint.consent import Consent
-from trimaran._endpoint.outages import Outages
-from trimaran._endpoint.token import TokenKeeper, is_usable_token
 from trimaran._hooks import Hooks, OnDrop, OnProblem
-from trimaran._live_session import SessionContext, Shared
-from trimaran._pipeline.encoder import jsonable
+from trimaran._lifetime import running
+from trimaran._live_session import SessionContext
 from trimaran._pipeline.ledger import Statistics
-from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._session import SILENT, Session
-from trimaran._settings import Settings, Spool
-from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
-from trimaran._spool.values import destination_of
+from trimaran._settings import Settings
+from trimaran._spool.keeper import RunBlocking
 from trimaran._supervisor import Supervisor, entered
 from trimaran._transport import Transport
 
@@ -101,11 +92,11 @@ class Telemetry:
             session_id = self._supervisor.shared.new_id()
         return self._supervisor.session(
             SessionContext(
-                session_id=_text(session_id),
-                project_id=_text(project_id),
-                agent=_text(agent),
-                model_id=_text(model_id),
-                provider_id=_text(provider_id),
+                session_id=text_of(session_id),
+                project_id=text_of(project_id),
+                agent=text_of(agent),
+                model_id=text_of(model_id),
+                provider_id=text_of(provider_id),
             ),
             announce=announce,
         )
@@ -180,7 +171,7 @@ async def open_telemetry(
 
     found, token = None, None
     if account is not None and opted_out(app, environ, enabled=settings.enabled) is None:
-        found, token = await _look_up(account, settings.account_timeout)
+        found, token = await look_up(account, settings.account_timeout)
     decision = resolve(app, found, environ, enabled=settings.enabled)
     if not decision.enabled:
         if decision.is_fault:
@@ -192,172 +183,35 @@ async def open_telemetry(
     # thread: a clock that jumps ahead while nothing runs does not wait for threads.
     import structlog.contextvars  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
 
-    random = Random() if random is None else random  # noqa: S311 - jitter is no secret
-    outages = Outages(diagnostics, now)
-    user_email = _text(found.email) if isinstance(found, Account) else ""
     supervisor = Supervisor(
-        Shared(
-            endpoint=Endpoint(
-                decision,
-                transport=transport,
-                tokens=_token_keeper(account, token, settings, diagnostics, wall_clock),
-                consent=Consent(
-                    app=app,
-                    environ=environ,
-                    ask=consent,
-                    provider=account if decision.tier is Tier.AUTHENTICATED else None,
-                    account=found if isinstance(found, Account) else None,
-                    now=now,
-                    timeout=settings.account_timeout,
-                    diagnostics=diagnostics,
-                ),
+        assemble(
+            decision,
+            found if isinstance(found, Account) else None,
+            token,
+            Host(
+                app=app,
+                version=version,
+                provider=account,
                 settings=settings,
+                environ=environ,
+                transport=transport,
+                consent=consent,
+                hooks=hooks,
                 diagnostics=diagnostics,
-                random=random,
+                now=now,
                 wall_clock=wall_clock,
-                on_change=outages.change,
+                random=Random() if random is None else random,  # noqa: S311 - jitter is no secret
+                new_id=new_id,
+                run_blocking=run_blocking,
             ),
-            settings=settings,
-            budget=MemoryBudget(settings.memory_bytes),
-            diagnostics=diagnostics,
-            hooks=hooks,
-            outages=outages,
-            keeper=_spool_keeper(
-                app,
-                destination_of(decision, user_email),
-                settings,
-                diagnostics=diagnostics,
-                wall_clock=wall_clock,
-                owner=new_id(),
-                run=run_blocking,
-            ),
-            version=_text(version),
-            user_email=user_email,
-            home=environ.get("HOME") or environ.get("USERPROFILE"),
-            random=random,
-            wall_clock=wall_clock,
-            new_id=new_id,
         )
     )
-    failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            # Not nursery.start(): cancelled in the middle, it would wait for a supervisor
-            # that no cancellation reaches.
-            nursery.start_soon(supervisor.run)
-            try:
-                await supervisor.is_ready.wait()
-                yield Telemetry(decision, supervisor)
-            except BaseException as error:  # noqa: BLE001 - raised again below, as it is
-                failure = error
-            supervisor.close()
-    except BaseException as ended:
-        own = _other_than_cancelled(ended)
-        if isinstance(own, KeyboardInterrupt) or (
-            own is not None and (failure is None or isinstance(failure, trio.Cancelled))
-        ):
-            # A Ctrl-C while it drained, or a bug that strict settings let out. The block's
-            # Cancelled, if there is one, came from the nursery that it broke.
-            raise own from None
-        if failure is None:
-            raise
-    if failure is not None:
-        raise failure
+    async with running(supervisor):
+        yield Telemetry(decision, supervisor)
 
 
 def _is_name(app: object) -> bool:
     return isinstance(app, str) and any(letter.isalnum() for letter in app)
-
-
-def _other_than_cancelled(error: BaseException) -> BaseException | None:
-    """What is in *error* beside cancellations; one exception stands alone.
-
-    The nursery is a detail of ours: a Ctrl-C is to come out as ``KeyboardInterrupt``.
-    """
-    if not isinstance(error, BaseExceptionGroup):
-        return None if isinstance(error, trio.Cancelled) else error
-    own = cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)[1]
-    return None if own is None else _alone(own)
-
-
-def _alone(error: BaseException) -> BaseException:
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    group = cast("BaseExceptionGroup[BaseException]", error)
-    first, *others = group.exceptions
-    return group if others else _alone(first)
-
-
-def _spool_keeper(
-    app: str,
-    destination: str,
-    settings: Settings,
-    *,
-    diagnostics: Diagnostics,
-    wall_clock: Callable[[], float],
-    owner: str,
-    run: RunBlocking | None,
-) -> SpoolKeeper | None:
-    """None where nothing is to be written to disk. Opens nothing yet."""
-    if settings.spool is False:
-        return None
-    from trimaran._spool.file import SpoolFile, spool_directory  # noqa: PLC0415 - sqlite3
-
-    spool = Spool() if settings.spool is True else settings.spool
-    return SpoolKeeper(
-        SpoolFile(
-            spool_directory(app, spool),
-            owner=owner,
-            destination=destination,
-            most_bytes=spool.most_bytes,
-            most_seconds=spool.most_seconds,
-            survives=spool.survives,
-            wall_clock=wall_clock,
-        ),
-        run=in_a_thread() if run is None else run,
-        diagnostics=diagnostics,
-    )
-
-
-def _token_keeper(
-    account: AccountProvider | None,
-    token: str | None,
-    settings: Settings,
-    diagnostics: Diagnostics,
-    wall_clock: Callable[[], float],
-) -> TokenKeeper | None:
-    """None where events go out without a token."""
-    if account is None or token is None:
-        return None
-    return TokenKeeper(
-        account,
-        token,
-        now=trio.lowlevel.current_clock().current_time,
-        wall_clock=wall_clock,
-        timeout=settings.request_timeout,
-        interval=settings.unauthorized_interval,
-        diagnostics=diagnostics,
-    )
-
-
-async def _look_up(
-    provider: AccountProvider, timeout: float
-) -> tuple[Account | Exception | None, str | None]:
-    """The account and its token; an error in place of an account that cannot be had."""
-    with trio.move_on_after(timeout):
-        try:
-            found = await provider.account()
-            if found is None:
-                return None, None
-            token = await provider.token(refresh=False)
-        except Exception as error:  # noqa: BLE001 - a provider is the host's own code
-            return error, None
-        if token is None:
-            return None, None
-        if not is_usable_token(token):
-            return CredentialsError("its token cannot stand in a header"), None
-        return found, token
-    return CredentialsError(f"it took more than {timeout:g} s"), None
 
 
 async def run_telemetry(
@@ -400,9 +254,3 @@ async def run_telemetry(
     ) as telemetry:
         task_status.started(telemetry)
         await trio.sleep_forever()
-
-
-def _text(value: object) -> str:
-    """A word of the host's context as text, whatever it gave."""
-    plain = jsonable(value)
-    return plain if isinstance(plain, str) else "" if plain is None else str(plain)

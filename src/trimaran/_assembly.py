@@ -1,0 +1,165 @@
+"""What the sessions of one telemetry share, made of what the host gave.
+
+In: a decision, an account, a host's arguments. Out: one :class:`Shared`, in which nothing
+is open yet.
+Does not know: lifetimes, sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+import msgspec
+import trio
+
+from trimaran._account import Account, AccountProvider, CredentialsError
+from trimaran._decision import Decision, Tier
+from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint import Endpoint
+from trimaran._endpoint.consent import Consent
+from trimaran._endpoint.outages import Outages
+from trimaran._endpoint.token import TokenKeeper, is_usable_token
+from trimaran._hooks import Hooks
+from trimaran._live_session import Shared
+from trimaran._pipeline.encoder import jsonable
+from trimaran._pipeline.mailbox import MemoryBudget
+from trimaran._settings import Settings, Spool
+from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
+from trimaran._spool.values import destination_of
+from trimaran._transport import Transport
+
+__all__ = ["Host", "assemble", "look_up", "text_of"]
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host gave, with every default in its place."""
+
+    app: str
+    version: str
+    provider: AccountProvider | None
+    settings: Settings
+    environ: Mapping[str, str]
+    transport: Transport | None
+    """Its own; None is HTTP."""
+    consent: Callable[[], bool] | None
+    hooks: Hooks
+    diagnostics: Diagnostics
+    now: Callable[[], float]
+    """Trio's clock."""
+    wall_clock: Callable[[], float]
+    """Seconds since the epoch."""
+    random: Random
+    new_id: Callable[[], str]
+    run_blocking: RunBlocking | None
+    """Runs the spool's work on the disk; None is a thread."""
+
+
+def assemble(decision: Decision, account: Account | None, token: str | None, host: Host) -> Shared:
+    """What the sessions of an enabled telemetry share.
+
+    Args:
+        decision: where events go.
+        account: who they are sent for; None sends anonymously.
+        token: the account's token of the moment.
+        host: the rest.
+    """
+    outages = Outages(host.diagnostics, host.now)
+    user_email = "" if account is None else text_of(account.email)
+    return Shared(
+        endpoint=Endpoint(
+            decision,
+            transport=host.transport,
+            tokens=_token_keeper(token, host),
+            consent=Consent(
+                app=host.app,
+                environ=host.environ,
+                ask=host.consent,
+                provider=host.provider if decision.tier is Tier.AUTHENTICATED else None,
+                account=account,
+                now=host.now,
+                timeout=host.settings.account_timeout,
+                diagnostics=host.diagnostics,
+            ),
+            settings=host.settings,
+            diagnostics=host.diagnostics,
+            random=host.random,
+            wall_clock=host.wall_clock,
+            on_change=outages.change,
+        ),
+        settings=host.settings,
+        budget=MemoryBudget(host.settings.memory_bytes),
+        diagnostics=host.diagnostics,
+        hooks=host.hooks,
+        outages=outages,
+        keeper=_spool_keeper(destination_of(decision, user_email), host),
+        version=text_of(host.version),
+        user_email=user_email,
+        home=host.environ.get("HOME") or host.environ.get("USERPROFILE"),
+        random=host.random,
+        wall_clock=host.wall_clock,
+        new_id=host.new_id,
+    )
+
+
+def _spool_keeper(destination: str, host: Host) -> SpoolKeeper | None:
+    """None where nothing is to be written to disk. Opens nothing yet."""
+    if host.settings.spool is False:
+        return None
+    from trimaran._spool.file import SpoolFile, spool_directory  # noqa: PLC0415 - sqlite3
+
+    spool = Spool() if host.settings.spool is True else host.settings.spool
+    return SpoolKeeper(
+        SpoolFile(
+            spool_directory(host.app, spool),
+            owner=host.new_id(),
+            destination=destination,
+            most_bytes=spool.most_bytes,
+            most_seconds=spool.most_seconds,
+            survives=spool.survives,
+            wall_clock=host.wall_clock,
+        ),
+        run=in_a_thread() if host.run_blocking is None else host.run_blocking,
+        diagnostics=host.diagnostics,
+    )
+
+
+def _token_keeper(token: str | None, host: Host) -> TokenKeeper | None:
+    """None where events go out without a token."""
+    if host.provider is None or token is None:
+        return None
+    return TokenKeeper(
+        host.provider,
+        token,
+        now=host.now,
+        wall_clock=host.wall_clock,
+        timeout=host.settings.request_timeout,
+        interval=host.settings.unauthorized_interval,
+        diagnostics=host.diagnostics,
+    )
+
+
+async def look_up(
+    provider: AccountProvider, timeout: float
+) -> tuple[Account | Exception | None, str | None]:
+    """The account and its token; an error in place of an account that cannot be had."""
+    with trio.move_on_after(timeout):
+        try:
+            found = await provider.account()
+            if found is None:
+                return None, None
+            token = await provider.token(refresh=False)
+        except Exception as error:  # noqa: BLE001 - a provider is the host's own code
+            return error, None
+        if token is None:
+            return None, None
+        if not is_usable_token(token):
+            return CredentialsError("its token cannot stand in a header"), None
+        return found, token
+    return CredentialsError(f"it took more than {timeout:g} s"), None
+
+
+def text_of(value: object) -> str:
+    """A word of the host's context as text, whatever it gave."""
+    plain = jsonable(value)
+    return plain if isinstance(plain, str) else "" if plain is None else str(plain)
