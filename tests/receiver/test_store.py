@@ -167,6 +167,63 @@ async def test_posts_at_the_same_time_share_a_transaction(tmp_path: Path) -> Non
         assert sorted(everything) == list(range(100))
 
 
+class Rounds(trio.abc.Instrument):
+    """Counts the rounds in which trio runs whatever can go on."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+async def test_those_whose_posts_are_written_are_told_together(tmp_path: Path) -> None:
+    """The last of a hundred learns of it when the first does, not one by one after it."""
+    rounds = Rounds()
+    told: list[int] = []
+
+    async def append(number: int) -> None:
+        await store.append(batch(number))
+        told.append(rounds.number)
+
+    async with open_store(tmp_path / "s.sqlite") as store:
+        trio.lowlevel.add_instrument(rounds)
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(append, number)
+        trio.lowlevel.remove_instrument(rounds)
+
+    assert len(told) == 100
+    assert max(told) - min(told) <= 1  # the one who wrote, then all others at once
+
+
+async def test_when_the_writer_is_cancelled_another_writes(tmp_path: Path) -> None:
+    """Those who wait for it do not wait for ever, and what left the line is not stored."""
+    writer = trio.CancelScope()
+
+    async def append(number: int) -> None:
+        with writer if number == 0 else trio.CancelScope():
+            await store.append(batch(number))
+
+    async with open_store(tmp_path / "s.sqlite") as store:
+        threads = trio.to_thread.current_default_thread_limiter()
+        places = int(threads.total_tokens)
+        await trio.testing.wait_all_tasks_blocked()
+        for place in range(places):
+            threads.acquire_on_behalf_of_nowait(place)
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(append, number)
+                await trio.testing.wait_all_tasks_blocked()
+            writer.cancel()  # while it waits for a thread to write in
+            await trio.testing.wait_all_tasks_blocked()
+            for place in range(places):
+                threads.release_on_behalf_of(place)
+
+        assert await numbers(store) == [1, 2]
+        assert store._waiting == []
+
+
 async def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     """What agents do is nobody else's business; nor is what SQLite keeps beside it."""
     async with open_store(tmp_path / "s.sqlite") as store:

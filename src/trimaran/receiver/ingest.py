@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Union
 
 import msgspec
+from msgspec import UNSET
 
 from trimaran._events import Event
 from trimaran.receiver.limits import MAX_EVENTS
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 64  # levels of nesting; readers of JSON give up at some hundreds
+_LIST, _OBJECT = b"[{"
 _BRACKET_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 # An escape in a string: two halves of a character, one that is alone, or any other.
 # JavaScript writes one where a text was cut within a character; nobody else can read it.
@@ -168,7 +170,8 @@ def parse_event(raw: bytes, session_id: str) -> GoodEvent:
         msgspec.DecodeError: It is not an event of that session; the message is the
             reason, with the path to it.
     """
-    if _depth(raw) > MAX_DEPTH:
+    # Almost every event is flat, which is seen at once; a single byte is found fastest.
+    if (_LIST in raw or raw.rfind(_OBJECT) > 0) and _depth(raw) > MAX_DEPTH:
         raise msgspec.ValidationError(f"Nested deeper than {MAX_DEPTH} levels")
     try:
         event = _decode_known(raw)
@@ -179,18 +182,15 @@ def parse_event(raw: bytes, session_id: str) -> GoodEvent:
         return GoodEvent(
             head.type, head.timestamp, _in_session(raw, head.session_id, session_id), None
         )
-    assert event.timestamp is not msgspec.UNSET
-    return GoodEvent(
-        _NAMES[type(event)],
-        event.timestamp,
-        _in_session(raw, event.session_id, session_id),
-        event,
-    )
+    if event.session_id != session_id:
+        raw = _in_session(raw, event.session_id, session_id)
+    assert event.timestamp is not UNSET
+    return GoodEvent(_NAMES[type(event)], event.timestamp, raw, event)
 
 
 def _in_session(raw: bytes, said: str | msgspec.UnsetType, session_id: str) -> bytes:
     """The event *raw*, with the *session_id* put in where it has none itself."""
-    if said is msgspec.UNSET:
+    if said is UNSET:
         return b'{"session_id":%s,%s' % (msgspec.json.encode(session_id), raw[1:].lstrip())
     if said != session_id:
         raise msgspec.ValidationError("Is not the session of the batch - at `$.session_id`")
@@ -200,11 +200,9 @@ def _in_session(raw: bytes, said: str | msgspec.UnsetType, session_id: str) -> b
 def _depth(raw: bytes) -> int:
     """How deep the JSON text *raw* is nested, or any number within the limit.
 
-    Almost every event is flat, and of the others almost none has as many brackets as it
-    takes to be too deep: only where one has are they followed, with strings left out.
+    Almost no event has as many brackets as it takes to be too deep: only where one has
+    are they followed, with strings left out.
     """
-    if raw.find(b"{", 1) < 0 and raw.find(b"[", 1) < 0:
-        return 1
     brackets = raw.count(b"{") + raw.count(b"[")
     if brackets <= MAX_DEPTH:
         return brackets

@@ -18,8 +18,8 @@ and the writer do not wait for each other.
 import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -118,10 +118,10 @@ class Store:
     ) -> None:
         self.path = path
         self._clock = clock
-        self._connection = connection  # used by one thread at a time, under the lock
+        self._connection = connection  # used by whoever has set _writing, and no one else
         self._file = _identity(path)
-        self._writing = trio.Lock()
-        self._waiting: list[_Post] = []  # in the order in which they asked for the lock
+        self._writing: trio.Event | None = None  # comes when what is being written is
+        self._waiting: list[_Post] = []  # in the order in which they came
         self._readers = trio.CapacityLimiter(_READERS)
 
     def __repr__(self) -> str:
@@ -142,10 +142,14 @@ class Store:
         post = _Post(batch, key)
         self._waiting.append(post)
         try:
-            async with self._writing:
-                # Whoever gets the lock writes for all who wait for it, so that most
-                # find their batch written when their turn comes.
-                if post in self._waiting:
+            await trio.lowlevel.checkpoint()  # who comes at the same time is written together
+            # Whoever finds that nobody writes does so for all who wait, and they are told
+            # together: handed on from one to the next, the word would take its time.
+            while not post.decided:
+                if self._writing is not None:
+                    await self._writing.wait()
+                    continue
+                with self._alone():
                     await self._write_waiting()
         finally:
             if post in self._waiting:
@@ -233,8 +237,20 @@ class Store:
         That takes as long as another process holds the file, 5 s at most by default.
         """
         with trio.CancelScope(shield=True):
-            async with self._writing:
+            while self._writing is not None:
+                await self._writing.wait()
+            with self._alone():
                 await trio.to_thread.run_sync(self._connection.close)
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Have the connection, which nobody may have; then let everybody look again."""
+        self._writing = written = trio.Event()
+        try:
+            yield
+        finally:
+            self._writing = None
+            written.set()
 
     async def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
         def run() -> _T:
