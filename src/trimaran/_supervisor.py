@@ -23,7 +23,7 @@ from trimaran._pipeline.sender import Sender
 from trimaran._session import Session
 from trimaran._spool.keeper import SpoolKeeper
 
-__all__ = ["Supervisor", "entered"]
+__all__ = ["Supervisor", "entered", "named_in_logs"]
 
 
 LEAVING_GRACE = 0.1
@@ -61,7 +61,7 @@ class Supervisor:
             self._open[session] = None
             self._stages.start_soon(self._run, session, name=f"trimaran session {session.id}")
         try:
-            with entered(session), _named_in_logs(session.id):
+            with entered(session), named_in_logs(session.id):
                 yield session
         finally:
             session.close()
@@ -158,7 +158,7 @@ def entered(session: Session) -> Generator[Session]:
 
 
 @contextmanager
-def _named_in_logs(session_id: str) -> Generator[None]:
+def named_in_logs(session_id: str) -> Generator[None]:
     """Let structlog's ``merge_contextvars`` add the session's id to the block's records."""
     from structlog.contextvars import (  # noqa: PLC0415 - tens of milliseconds
         bind_contextvars,

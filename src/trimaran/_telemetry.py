@@ -28,7 +28,7 @@ from trimaran._spool.keeper import RunBlocking
 from trimaran._supervisor import Supervisor, entered
 from trimaran._transport import Transport
 
-__all__ = ["Telemetry", "open_telemetry", "run_telemetry"]
+__all__ = ["Telemetry", "is_name", "open_telemetry", "run_telemetry"]
 
 
 def random_id() -> str:
@@ -160,7 +160,7 @@ async def open_telemetry(
         ValueError: *app* is no name. Nothing else: what is wrong with an account or a
             URL disables telemetry, with the reason in its decision and one warning.
     """
-    if not _is_name(app):
+    if not is_name(app):
         message = f"open_telemetry({app!r}): the app's name must be text with a letter in it"
         raise ValueError(message)
     settings = Settings() if settings is None else settings
@@ -210,7 +210,8 @@ async def open_telemetry(
         yield Telemetry(decision, supervisor)
 
 
-def _is_name(app: object) -> bool:
+def is_name(app: object) -> bool:
+    """Whether *app* can name an app."""
     return isinstance(app, str) and any(letter.isalnum() for letter in app)
 
 
