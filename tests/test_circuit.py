@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trimaran
+from trimaran._endpoint import Endpoint
 from trimaran._endpoint.circuit import FAILURES_TO_OPEN, Circuit, RetryBudget
 from trimaran._endpoint.token import expiry_of
 from trimaran.testing import Capture, ScriptedTransport
@@ -207,12 +208,14 @@ async def test_without_a_token_nothing_is_learnt_of_the_endpoint(
             login._renews = False
             supervisor = telemetry._supervisor
             assert supervisor is not None
-            tokens = supervisor.shared.endpoint._tokens
+            endpoint = supervisor.shared.endpoint
+            assert isinstance(endpoint, Endpoint)
+            tokens = endpoint._tokens
             assert tokens is not None
             assert tokens._token is not None
             tokens.refuse(tokens._token)
             await trio.sleep(100)
-            assert supervisor.shared.endpoint._circuit.is_open
+            assert endpoint._circuit.is_open
 
     lines = [line["event"] for line in logs if "delivery" in line["event"]]
     assert lines == ["telemetry delivery lost"]

@@ -19,7 +19,7 @@ import trio
 
 from trimaran._current import current
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import Endpoint
+from trimaran._endpoint import WayOut
 from trimaran._endpoint.outages import Outages
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._hooks import Dropped, Hooks
@@ -58,7 +58,7 @@ class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """What the sessions of one telemetry have in common; none of it is a session's own."""
 
-    endpoint: Endpoint
+    endpoint: WayOut
     settings: Settings
     budget: MemoryBudget
     diagnostics: Diagnostics

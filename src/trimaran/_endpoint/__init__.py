@@ -8,24 +8,61 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Protocol
 
 import trio
 
 from trimaran._decision import Decision, loopback_host
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint.circuit import Circuit, RetryBudget
-from trimaran._endpoint.consent import Consent, ConsentWithdrawn
+from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.token import TokenKeeper
 from trimaran._pipeline.retry import backoff, is_failing, retry_after_seconds
 from trimaran._settings import Settings
-from trimaran._transport import Answer, Request, Transport, TransportError
+from trimaran._transport import Answer, GivenUp, Request, Transport, TransportError
 
-__all__ = ["ConsentWithdrawn", "Endpoint"]
+__all__ = ["Endpoint", "WayOut"]
 
 CLOSE_GRACE = 0.1
 """Seconds that closing the connections may take once everything else is over."""
 
 _UNAUTHORIZED = 401
+
+
+class WayOut(Protocol):
+    """Where a sender's requests go: an endpoint, or what stands before one."""
+
+    @property
+    def url(self) -> str:
+        """Where events end up."""
+        ...
+
+    @property
+    def with_token(self) -> bool:
+        """Whether requests carry a token, and a 401 is about that token."""
+        ...
+
+    def next_refresh_at(self) -> float:
+        """When a token that was refused may be renewed, by trio's clock."""
+        ...
+
+    def hurry(self) -> None:
+        """Time runs out: whoever waits may try once, now."""
+        ...
+
+    async def pause_until(self, time: float) -> None:
+        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        ...
+
+    async def attempt(
+        self, request: Request, *, is_repeated: bool, made: Callable[[], None]
+    ) -> Answer:
+        """Make one attempt; see :meth:`Endpoint.attempt`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what is open, soon."""
+        ...
 
 
 class Endpoint:
@@ -120,7 +157,7 @@ class Endpoint:
 
         Raises:
             TransportError: there is no answer, within ``request_timeout`` seconds.
-            ConsentWithdrawn: nothing may be sent any more; no request was made.
+            GivenUp: nothing may be sent any more; no request was made.
         """
         if is_repeated:
             now = trio.current_time()
@@ -198,7 +235,7 @@ class Endpoint:
                 self._known_token = token
                 made()
                 return await transport.attempt(request)
-            except (TransportError, ConsentWithdrawn):
+            except (TransportError, GivenUp):
                 raise
             except Exception as error:  # noqa: BLE001 - a transport may be the host's own
                 self._diagnostics.warn("telemetry transport failed", error=type(error).__name__)

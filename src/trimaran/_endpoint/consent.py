@@ -13,7 +13,8 @@ import trio
 from trimaran._account import Account, AccountProvider
 from trimaran._decision import opted_out
 from trimaran._diagnostics import Diagnostics
-from trimaran._transport import TransportError
+from trimaran._pipeline.ledger import DropReason
+from trimaran._transport import GivenUp, TransportError
 
 __all__ = ["Consent", "ConsentWithdrawn"]
 
@@ -22,8 +23,11 @@ _ACCOUNT_INTERVAL = 1.0
 file, and a thousand sessions may ask at once."""
 
 
-class ConsentWithdrawn(Exception):
+class ConsentWithdrawn(GivenUp):
     """Nothing may be sent any more."""
+
+    def __init__(self) -> None:
+        super().__init__(DropReason.CONSENT_WITHDRAWN)
 
 
 class Consent:

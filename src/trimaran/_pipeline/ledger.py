@@ -75,6 +75,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Reports of losses that the endpoint confirmed; they are not events of the host."""
     peak_waiting: int = 0
     """Most events that waited in the mailbox at once; choose ``mailbox_events`` by it."""
+    from_children: int = 0
+    """How many of the tracked events came from processes that take part in the session; the
+    reports of losses of their own are among them."""
 
     def __repr__(self) -> str:
         # A read-only mapping says "mappingproxy(...)" of itself, which nobody wants to read.
@@ -99,6 +102,7 @@ class Ledger:
         "batches",
         "delivered",
         "dropped",
+        "from_children",
         "loss_reports",
         "on_drop",
         "pending",
@@ -111,6 +115,7 @@ class Ledger:
 
     def __init__(self, on_drop: Callable[[], object] | None = None) -> None:
         self.tracked: int = 0
+        self.from_children: int = 0
         self.delivered: int = 0
         self.pending: int = 0
         self.spooled: int = 0
@@ -168,6 +173,7 @@ class Ledger:
         dropped = self.dropped.copy()  # in one step, whatever is added meanwhile
         return Statistics(
             tracked=self.tracked,
+            from_children=self.from_children,
             delivered=self.delivered,
             pending=self.pending,
             spooled=self.spooled,

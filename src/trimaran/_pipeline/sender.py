@@ -15,14 +15,14 @@ from msgspec.structs import replace
 from trio.abc import ReceiveChannel
 
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import ConsentWithdrawn, Endpoint
+from trimaran._endpoint import WayOut
 from trimaran._pipeline import wire
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
-from trimaran._transport import Answer, Request, TransportError
+from trimaran._transport import Answer, GivenUp, Request, TransportError
 from trimaran._version import __version__
 
 __all__ = ["Sender"]
@@ -50,7 +50,7 @@ class Sender:
     def __init__(
         self,
         *,
-        endpoint: Endpoint,
+        endpoint: WayOut,
         settings: Settings,
         ledger: Ledger,
         keeper: SpoolKeeper | None,
@@ -167,15 +167,15 @@ class Sender:
             with trio.move_on_at(give_up_at) as in_time:
                 try:
                     answer = await self._attempt(request, is_repeated=failures > 0)
-                except ConsentWithdrawn:
-                    return DropReason.CONSENT_WITHDRAWN
+                except GivenUp as given_up:
+                    return given_up.reason
             if not in_time.cancelled_caught:
                 verdict = self._verdict(answer)
                 if verdict not in {Verdict.RETRY, Verdict.UNAUTHORIZED}:
                     return answer
                 failures += 1
                 again_at = self._again_at(verdict, answer, failures)
-                if again_at <= give_up_at:
+                if again_at < give_up_at:
                     await self._endpoint.pause_until(again_at)
                     continue
             return self.held_back_by or DropReason.RETRIES_EXHAUSTED

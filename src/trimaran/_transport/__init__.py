@@ -11,7 +11,9 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["ANSWER_LIMIT", "Answer", "Request", "Transport", "TransportError"]
+from trimaran._pipeline.ledger import DropReason
+
+__all__ = ["ANSWER_LIMIT", "Answer", "GivenUp", "Request", "Transport", "TransportError"]
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes of an answer's body that are read at most; the rest is cut off with the
@@ -45,6 +47,14 @@ class TransportError(Exception):
     The endpoint may or may not have taken the batch. The message names the kind
     of failure and never quotes the request.
     """
+
+
+class GivenUp(Exception):
+    """There is no sense in trying: *reason* is what becomes of the request's events."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(str(reason))
+        self.reason: DropReason = reason
 
 
 class Transport(Protocol):

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from trimaran._events import BUILT_IN_EVENTS, UNSET, ErrorEvent, Event
-from trimaran.cli._host_events import HostEvents, UnusableEvent
+from trimaran._host_events import HostEvents, UnusableEvent
 
 __all__ = ["Bad", "Found", "LineReader", "PassedOver", "Reading"]
 

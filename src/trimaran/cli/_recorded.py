@@ -63,6 +63,7 @@ def _sum(one: Statistics, other: Statistics) -> Statistics:
         dropped[reason] = dropped.get(reason, 0) + count
     return Statistics(
         tracked=one.tracked + other.tracked,
+        from_children=one.from_children + other.from_children,
         delivered=one.delivered + other.delivered,
         pending=one.pending + other.pending,
         dropped=dropped,

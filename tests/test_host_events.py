@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trimaran
+from trimaran import _host_events
 from trimaran._events import UNSET
-from trimaran.cli import _host_events
-from trimaran.cli._host_events import HostEvents, UnusableEvent
+from trimaran._host_events import HostEvents, UnusableEvent
 from trimaran.testing import Capture
 
 NAMES = st.text(string.ascii_letters + string.digits + "_- .é", min_size=1, max_size=12).filter(
