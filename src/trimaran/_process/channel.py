@@ -1,0 +1,431 @@
+"""Channels of bytes between two processes, with the manners of trio's memory channels.
+
+In: values to send, and what is answered to them. Out: the same values in the other process,
+in order. Does not know: what a value means, who listens where.
+
+Neither end has a task of its own: whoever waits does the reading. Nothing is awaited between
+what the kernel took and what is noted of it, so that a cancel can come at any checkpoint and
+leave the stream in step.
+"""
+
+from __future__ import annotations
+
+import socket
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import trio
+
+from trimaran._process.frames import (
+    MAX_ANSWER,
+    MAX_FRAME,
+    WITHDRAWN,
+    Frame,
+    FrameDecoder,
+    FrameError,
+    FrameKind,
+    encode_frame,
+)
+
+__all__ = [
+    "MAX_WINDOW",
+    "WINDOW",
+    "PeerClosed",
+    "ProcessChannelStatistics",
+    "ProcessReceiveChannel",
+    "ProcessSendChannel",
+]
+
+WINDOW = 16
+"""Values that may be on their way, unless a channel is told otherwise."""
+
+MAX_WINDOW = 64
+"""So many acknowledgements with the longest answers fit into a socket that nobody reads."""
+
+_CHUNK = 65_536
+"""Bytes read at once, at most."""
+
+_SEND_ROOM = 131_072
+"""Bytes the kernel is asked to hold for each direction: macOS has 8,192 for a Unix socket,
+which is less than a window of answers."""
+
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+"""A host may have left SIGPIPE to its default, as commands do: it must not die of a peer."""
+
+
+class PeerClosed(trio.BrokenResourceError):
+    """The receiving end was closed on purpose: it wants no more."""
+
+
+class ProcessChannelStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sending end has done so far."""
+
+    sent: int
+    """Values handed over; those that were withdrawn are not among them."""
+    acknowledged: int
+    """Values of which this end knows that the other took care of them."""
+    in_flight: int
+    """Values sent of which it does not know that yet."""
+
+
+class _End(trio.abc.AsyncResource):
+    """One end of a connection. What it began to write can be finished by whoever writes next.
+
+    Args:
+        stream: A connection, which is the channel's from now on.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._socket = socket.socket(fileno=stream.socket.detach())
+        self._socket.settimeout(0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
+        self._turn = trio.StrictFIFOLock()
+        self._owed: bytearray = bytearray()
+        """Bytes that have to be written before anything else is."""
+        self._is_closed = False
+        self._over: type[Exception] | None = None
+        """What everyone gets from now on, when no more can come from the other end."""
+
+    @abstractmethod
+    def _last_word(self) -> bytes:
+        """What to say to the other end when this one is closed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @trio.lowlevel.enable_ki_protection
+    def close(self) -> None:
+        """Close this end without waiting. Who waits in it gets a ClosedResourceError.
+
+        The other end hears of it unless the connection is filled up at this moment: then it
+        finds a broken peer.
+        """
+        if not self._is_closed:
+            self._part()
+            self._hang_up()
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """Close this end. Who waits in it gets a ClosedResourceError.
+
+        Waits only as long as the connection is filled up, so that the other end gets to know
+        of it. When that is cancelled, this end is closed, and the other finds a broken peer.
+        """
+        if not self._is_closed:
+            self._part()
+            try:
+                await self._pay()
+            except OSError:
+                pass  # nobody is there who could be told
+            finally:
+                self._hang_up()
+        await trio.lowlevel.checkpoint()
+
+    def _part(self) -> None:
+        self._is_closed = True
+        if self._over is None:
+            self._owed += self._last_word()
+        with suppress(OSError):
+            self._write_now(self._owed)
+        trio.lowlevel.notify_closing(self._socket)
+
+    def _hang_up(self) -> None:
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+    def _raise_if_closed(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError("this end was closed")
+
+    def _write_now(self, data: bytearray) -> None:
+        """Write as much of *data* as the kernel takes, and remove it."""
+        while data:
+            try:
+                taken = self._socket.send(data, _NO_SIGNAL)
+            except BlockingIOError:
+                return
+            del data[:taken]
+
+    async def _pay(self) -> None:
+        """Write what is owed. A cancel leaves the rest of it to be written by the next."""
+        self._write_now(self._owed)
+        while self._owed:
+            await trio.lowlevel.wait_writable(self._socket)
+            self._write_now(self._owed)
+
+    def _read_now(self) -> bytes | None:
+        """What came; None if nothing did, empty if nothing will."""
+        try:
+            return self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+
+class _Asked:
+    """An answer that comes, or not."""
+
+    def __init__(self) -> None:
+        self.answer: bytes | None = None
+
+
+class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
+    """The end of a channel that sends to another process. Any number of tasks may send.
+
+    Args:
+        stream: A connection, which is the channel's from now on.
+        window: Values that may be sent and not acknowledged, as `max_buffer_size` of a
+            memory channel; from 1 to 64.
+        max_frame: Bytes that a value may have.
+    """
+
+    def __init__(
+        self, stream: trio.SocketStream, *, window: int = WINDOW, max_frame: int = MAX_FRAME
+    ) -> None:
+        if not 1 <= window <= MAX_WINDOW:
+            raise ValueError(f"a window of {window}; from 1 to {MAX_WINDOW} can be had")
+        super().__init__(stream)
+        self._window = window
+        self._max_frame = max_frame
+        self._decoder = FrameDecoder({FrameKind.ACK: MAX_ANSWER, FrameKind.CLOSED: 0})
+        self._in_flight: deque[_Asked | None] = deque()
+        self._sent = 0
+        self._is_listening = False
+        self._news = trio.lowlevel.ParkingLot()
+        """Where tasks wait while another one reads."""
+
+    def statistics(self) -> ProcessChannelStatistics:
+        """What was sent so far, and what became of it as far as this end has heard."""
+        return ProcessChannelStatistics(
+            sent=self._sent,
+            acknowledged=self._sent - len(self._in_flight),
+            in_flight=len(self._in_flight),
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def send(self, value: bytes) -> None:
+        """Send *value*, when fewer than the window's values are on their way.
+
+        Cancelled, it was not sent: what was written of it is withdrawn.
+
+        Raises:
+            ValueError: It is too long; nothing was sent.
+            PeerClosed: The other end was closed.
+            trio.BrokenResourceError: The other end is gone, and did not say why.
+            trio.ClosedResourceError: This end was closed, before or meanwhile.
+        """
+        await self._send(value, None)
+
+    @trio.lowlevel.enable_ki_protection
+    async def ask(self, value: bytes) -> bytes:
+        """Send *value* and wait until it is acknowledged; what was said to that.
+
+        Cancelled while the answer is waited for, it was sent, and the answer is thrown away.
+        Cancelled before, it was not sent. It raises what `send` raises; after the value was
+        sent, that means that what became of it is not known.
+        """
+        asked = _Asked()
+        await self._send(value, asked)
+        await self._listen_until(lambda: asked.answer is not None)
+        assert asked.answer is not None
+        return asked.answer
+
+    async def _send(self, value: bytes, asked: _Asked | None) -> None:
+        if len(value) > self._max_frame:
+            raise ValueError(
+                f"a value of {len(value):,} bytes, where {self._max_frame:,} are the most"
+            )
+        async with self._turn:
+            await self._listen_until(lambda: len(self._in_flight) < self._window)
+            self._raise_if_over()
+            try:
+                await self._pay()
+                await self._write(bytearray(encode_frame(Frame(FrameKind.DATA, value))))
+            except OSError as error:
+                self._listen()
+                self._over = self._over or trio.BrokenResourceError
+                raise self._over(*_SAID[self._over]) from error
+            self._in_flight.append(asked)
+            self._sent += 1
+
+    async def _write(self, frame: bytearray) -> None:
+        """Write *frame*; when that is cut short, its rest is owed, as withdrawn."""
+        length = len(frame)
+        self._write_now(frame)
+        while frame:
+            if len(frame) < length:
+                self._owed[:] = frame
+                self._owed[-1:] = WITHDRAWN
+            await trio.lowlevel.wait_writable(self._socket)
+            self._write_now(frame)
+        self._owed.clear()
+
+    def _raise_if_over(self) -> None:
+        self._raise_if_closed()
+        if self._over is not None:
+            raise self._over(*_SAID[self._over])
+
+    async def _listen_until(self, is_reached: Callable[[], bool]) -> None:
+        """Take in what the other end says until *is_reached*. One task reads, for all."""
+        while not is_reached():
+            self._raise_if_over()
+            if self._is_listening:
+                await self._news.park()
+            elif not self._listen():
+                self._is_listening = True
+                try:
+                    await trio.lowlevel.wait_readable(self._socket)
+                finally:
+                    self._is_listening = False
+                    self._news.unpark_all()
+
+    def _listen(self) -> bool:
+        """Take in what was said so far. Whether anything was."""
+        heard = False
+        while self._over is None and (data := self._read_now()) is not None:
+            heard = True
+            if not data:
+                self._over = trio.BrokenResourceError
+                break
+            self._decoder.feed(data)
+            try:
+                while (frame := self._decoder.next()) is not None:
+                    self._take(frame)
+            except FrameError:
+                self._over = trio.BrokenResourceError
+        return heard
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.CLOSED:
+            self._over = PeerClosed
+        elif self._in_flight:
+            asked = self._in_flight.popleft()
+            if asked is not None:
+                asked.answer = frame.content
+        else:
+            raise FrameError("an acknowledgement of nothing")
+
+    def _last_word(self) -> bytes:
+        return encode_frame(Frame(FrameKind.END))
+
+    def _part(self) -> None:
+        super()._part()
+        self._news.unpark_all()
+
+
+class ProcessReceiveChannel(_End, trio.abc.ReceiveChannel[bytes]):
+    """The end of a channel that receives from another process.
+
+    Any number of tasks may receive, in turn; acknowledging is then of use only to one.
+
+    Args:
+        stream: A connection, which is the channel's from now on.
+        max_frame: Bytes that a value may have.
+    """
+
+    def __init__(self, stream: trio.SocketStream, *, max_frame: int = MAX_FRAME) -> None:
+        super().__init__(stream)
+        self._decoder = FrameDecoder({FrameKind.DATA: max_frame, FrameKind.END: 0})
+        self._is_unanswered = False
+        self._is_heard = True
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive(self) -> bytes:
+        """The next value. Asking for it acknowledges the one before.
+
+        Cancelled, it loses nothing; the value before may be acknowledged then.
+
+        Raises:
+            trio.EndOfChannel: The other end was closed, and all that it sent was received.
+            trio.BrokenResourceError: The other end is gone without a word, perhaps in the
+                middle of a value, or speaks another language. All that it sent before was
+                received.
+            trio.ClosedResourceError: This end was closed, before or meanwhile.
+        """
+        async with self._turn:
+            self._raise_if_closed()
+            if self._is_unanswered:
+                self._answer(b"")
+            await self._say()
+            while (frame := self._next()) is None:
+                data = self._read_now()
+                if data is None:
+                    await trio.lowlevel.wait_readable(self._socket)
+                elif data:
+                    self._decoder.feed(data)
+                else:
+                    self._over = trio.BrokenResourceError
+            self._is_unanswered = True
+            return frame.content
+
+    @trio.lowlevel.enable_ki_protection
+    async def acknowledge(self, answer: bytes = b"") -> None:
+        """Say that the value received last is taken care of, and *answer* to who asks.
+
+        If the sender is gone, nobody hears it; what it sent can still be received.
+        Cancelled while it waits for its turn, it did nothing; after that, the acknowledgement
+        stands, and is sent with the next one.
+
+        Raises:
+            ValueError: The answer is longer than 1,024 bytes.
+            RuntimeError: There is no value that is not acknowledged.
+            trio.ClosedResourceError: This end was closed, before or meanwhile.
+        """
+        if len(answer) > MAX_ANSWER:
+            raise ValueError(f"an answer of {len(answer):,} bytes; {MAX_ANSWER:,} are the most")
+        async with self._turn:
+            self._raise_if_closed()
+            if not self._is_unanswered:
+                raise RuntimeError("there is no value that is not acknowledged")
+            self._answer(answer)
+            await self._say()
+
+    def _answer(self, answer: bytes) -> None:
+        self._is_unanswered = False
+        if self._is_heard:
+            self._owed += encode_frame(Frame(FrameKind.ACK, answer))
+
+    async def _say(self) -> None:
+        try:
+            await self._pay()
+        except OSError:
+            self._is_heard = False
+            self._owed.clear()
+
+    def _next(self) -> Frame | None:
+        if self._over is not None:
+            raise self._over(*_SAID[self._over])
+        try:
+            frame = self._decoder.next()
+        except FrameError as error:
+            self._over = trio.BrokenResourceError
+            raise trio.BrokenResourceError(str(error)) from error
+        if frame is not None and frame.kind is FrameKind.END:
+            self._over = trio.EndOfChannel
+            raise trio.EndOfChannel
+        return frame
+
+    def _last_word(self) -> bytes:
+        return encode_frame(Frame(FrameKind.CLOSED))
+
+
+_SAID: dict[type[Exception], tuple[str, ...]] = {
+    PeerClosed: ("the other end was closed",),
+    trio.BrokenResourceError: ("the other end is gone",),
+    trio.EndOfChannel: (),
+}
+"""The words to an exception."""
