@@ -14,6 +14,7 @@ import trio
 import trimaran
 from trimaran._pipeline import wire
 from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.retry import backoff
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -160,6 +161,46 @@ async def test_a_single_event_that_is_too_large_is_dropped_alone() -> None:
 
     assert session.statistics().dropped == {"too_large": 1}
     assert session.statistics().delivered == 4
+
+
+async def test_a_batch_of_two_that_is_too_large_is_halved() -> None:
+    """The smallest that can be: each of them alone may be taken."""
+    capture = Capture([answer(413)])
+    async with capture.open() as telemetry, telemetry.session(announce=False) as session:
+        session.track(CALL)
+        session.track(CALL)
+
+    whole, first, second = keys(capture)
+    assert (first, second) == (f"{whole}.0", f"{whole}.1")
+    books = session.statistics()
+    assert (books.delivered, books.dropped, books.attempts, books.batches) == (2, {}, 3, 1)
+
+
+async def test_a_batch_of_one_that_is_too_large_is_given_up_at_once() -> None:
+    """There is nothing to halve, and asking again would not make it smaller."""
+    capture = Capture([answer(413)])
+    async with capture.open() as telemetry, telemetry.session(announce=False) as session:
+        session.track(CALL)
+
+    books = session.statistics()
+    assert (books.delivered, books.dropped, books.attempts) == (0, {"too_large": 1}, 1)
+
+
+async def test_a_report_in_a_half_that_is_lost_is_made_again() -> None:
+    """Also where the other half arrives: what the batch reported counts as told or not, whole."""
+    capture = Capture([answer(400), answer(413), answer(400), answer(200)])
+    async with capture.open() as telemetry, telemetry.session() as session:
+        assert await session.flush()
+        for _ in range(3):
+            session.track(CALL)  # with the report before them they are two halves of two
+        assert await session.flush()
+        assert session.statistics().dropped == {"rejected": 2}
+        assert session.statistics().loss_reports == 0
+
+    assert [event.error_message for event in capture.events(trimaran.ErrorEvent)] == [
+        "2 events dropped: 2 rejected"
+    ]
+    assert session.statistics().loss_reports == 1
 
 
 def test_halves_share_the_reports_out() -> None:
@@ -315,3 +356,170 @@ async def test_trouble_is_told_once_a_minute(autojump_clock: trio.testing.MockCl
         "telemetry delivery restored",
     ]
     assert logs[-1]["delivered"] == 3
+
+
+class Even(Random):
+    """No jitter: always the middle of what could be drawn."""
+
+    def random(self) -> float:
+        return 0.5
+
+
+def test_a_wait_without_jitter_is_the_plain_one() -> None:
+    """What the arithmetic of the tests below goes by."""
+    assert backoff(1, initial=1.0, maximum=60.0, chance=Even().random()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("retry_timeout", "attempts", "given_up_after"),
+    [
+        (2.9, 2, 1.0),  # attempts at 0 and 1; the next would be at 3
+        (3.0, 2, 1.0),
+        (3.1, 3, 3.0),
+    ],
+)
+async def test_nobody_waits_for_an_attempt_that_cannot_be_made(
+    retry_timeout: float,
+    attempts: int,
+    given_up_after: float,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A batch whose time will be over by then is given up now; the next one gets its turn."""
+    settings = trimaran.Settings(retry_initial=1.0, retry_timeout=retry_timeout)
+    async with (
+        trimaran.open_telemetry(
+            "test",
+            environ={"TEST_TELEMETRY_URL": "https://x.test"},
+            transport=ScriptedTransport([answer(500)] * attempts),
+            settings=settings,
+            random=Even(),
+        ) as telemetry,
+        telemetry.session() as session,
+    ):
+        began = trio.current_time()
+        assert await session.flush(timeout=100)
+        assert trio.current_time() - began == pytest.approx(given_up_after)
+        books = session.statistics()
+
+    assert books.dropped == {"retries_exhausted": 1}
+    assert books.attempts == attempts
+
+
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        ([], trimaran.Settings()),
+        ([answer(400)], trimaran.Settings()),
+        ([answer(413)], trimaran.Settings()),
+        ([answer(413)], trimaran.Settings(batch_events=1)),
+        ([answer(207, body=b'{"rejected": [{"index": 0}]}')], trimaran.Settings()),
+        ([answer(500)] * 20, trimaran.Settings(retry_timeout=5)),
+    ],
+)
+async def test_a_batch_whose_fate_is_known_takes_no_memory(
+    script: Sequence[Step], settings: trimaran.Settings, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In every way that it can end: what is not given back is missing for good."""
+    capture = Capture(script)
+    async with capture.open(settings=settings) as telemetry, telemetry.session() as session:
+        assert telemetry._supervisor is not None
+        budget = telemetry._supervisor.shared.budget
+        for _ in range(9):
+            session.track(CALL)
+        assert budget.used > 0
+        assert await session.flush(timeout=1000)
+        assert session.statistics().pending == 0
+        assert (budget.used, budget.downstream) == (0, 0)
+
+
+class RefusedLogin:
+    """An account whose token nobody takes, until it is renewed for the second time."""
+
+    def __init__(self) -> None:
+        self.refreshed_at: list[float] = []
+
+    async def account(self) -> trimaran.Account:
+        return trimaran.Account("https://x.test")
+
+    async def token(self, *, refresh: bool) -> str | None:
+        if refresh:
+            self.refreshed_at.append(trio.current_time())
+        return ["old", "worse", "new", "new"][len(self.refreshed_at)]
+
+
+class TakesOnlyNew(Capture):
+    """An endpoint that takes a while for each request, and one token."""
+
+    def __init__(self, script: Sequence[Step] = (), *, delay: float = 0.0) -> None:
+        super().__init__(script)
+        self.delay = delay
+        self.asked_at: list[float] = []
+
+    async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+        self.asked_at.append(trio.current_time())
+        await trio.sleep(self.delay)
+        if request.headers["authorization"] != "Bearer new":
+            return answer(401)
+        return await super().attempt(request)
+
+
+async def test_a_batch_with_a_refused_token_waits_for_the_next_refresh(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Until then there is no token to try with; then it goes out at that very moment."""
+    login, capture = RefusedLogin(), TakesOnlyNew()
+    settings = trimaran.Settings(retry_initial=7.0, unauthorized_interval=60.0)
+    began = trio.current_time()
+    with structlog.testing.capture_logs():
+        async with (
+            capture.open(account=login, settings=settings) as telemetry,
+            telemetry.session() as session,
+        ):
+            assert await session.flush(timeout=1000)
+            assert trio.current_time() - began == 60
+            assert session.statistics().delivered == 1
+
+    assert [moment - began for moment in login.refreshed_at] == [0, 60]
+    assert [moment - began for moment in capture.asked_at[:3]] == [0, 0, 60]
+
+
+async def test_a_refresh_that_is_due_already_makes_no_hot_loop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The endpoint was so slow to refuse that the interval is over: some pause there is."""
+    login, capture = RefusedLogin(), TakesOnlyNew(delay=2.0)
+    settings = trimaran.Settings(retry_initial=7.0, unauthorized_interval=1.0)
+    began = trio.current_time()
+    with structlog.testing.capture_logs():
+        async with (
+            capture.open(account=login, settings=settings) as telemetry,
+            telemetry.session() as session,
+        ):
+            assert await session.flush(timeout=1000)
+
+    # refused at 2 and, with the fresh token, at 4; seven seconds later a third one is taken
+    assert [moment - began for moment in capture.asked_at[:3]] == [0, 2, 11]
+
+
+async def test_a_token_that_is_taken_again_is_no_reason_any_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What is given up later, or shed, has the reason that holds then."""
+    login, capture = RefusedLogin(), TakesOnlyNew([answer(500)] * 1000)
+    settings = trimaran.Settings(
+        retry_timeout=200, mailbox_events=5, backlog_events=1, batch_events=1
+    )
+    with structlog.testing.capture_logs():
+        async with (
+            capture.open(account=login, settings=settings) as telemetry,
+            telemetry.session() as session,
+        ):
+            await trio.sleep(100)  # the token is renewed at 60; since then it is the endpoint
+            for _ in range(50):
+                session.track(CALL)
+            await trio.sleep(150)
+
+    dropped = session.statistics().dropped
+    assert dropped["mailbox_full"] > 40
+    assert dropped["retries_exhausted"] == 1
+    assert "unauthorized" not in dropped
