@@ -10,6 +10,7 @@ leave the stream in step.
 
 from __future__ import annotations
 
+import os
 import socket
 from abc import abstractmethod
 from collections import deque
@@ -133,6 +134,16 @@ class _End(trio.abc.AsyncResource):
             finally:
                 self._hang_up()
         await trio.lowlevel.checkpoint()
+
+    def let_go(self) -> None:
+        """In a forked child: close its copy, with which the parent's death would go unnoticed.
+
+        Trio and the other end are not told of it: the connection is still the parent's.
+        """
+        self._is_closed = True
+        descriptor = self._socket.detach()
+        if descriptor != -1:
+            os.close(descriptor)
 
     def _part(self) -> None:
         self._is_closed = True

@@ -205,9 +205,19 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
         """Stop listening, and remove the file. Does not wait; connections stay."""
         if self._socket.fileno() == -1:
             return
-        self._listener.socket.close()
+        # The file first: one that nobody listens at says that its process has died.
         if os.getpid() == self._pid and _file_number(self.path) == self._file:
             self.path.unlink(missing_ok=True)
+        self._listener.socket.close()
+
+    def let_go(self) -> None:
+        """In a forked child: close its copy, with which the parent's death would go unnoticed.
+
+        Trio, which is the parent's too, is not told of it.
+        """
+        descriptor = self._socket.detach()
+        if descriptor != -1:
+            os.close(descriptor)
 
     async def aclose(self) -> None:
         """Like `close`; a checkpoint."""
