@@ -6,11 +6,11 @@ Knows nothing of events, sessions and batches: it carries bytes.
 from __future__ import annotations
 
 from trimaran._process.channel import (
-    PeerClosed,
     ProcessChannelStatistics,
     ProcessReceiveChannel,
     ProcessSendChannel,
 )
+from trimaran._process.end import PeerClosed
 from trimaran._process.frames import MAX_ANSWER, MAX_FRAME
 from trimaran._process.place import (
     ProcessError,

@@ -3,25 +3,18 @@
 In: values to send, and what is answered to them. Out: the same values in the other process,
 in order. Does not know: what a value means, who listens where.
 
-Neither end has a task of its own: whoever waits does the reading. Nothing is awaited between
-what the kernel took and what is noted of it, so that a cancel can come at any checkpoint and
-leave the stream in step.
+Neither end has a task of its own: whoever waits does the reading.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 import msgspec
 import trio
 
+from trimaran._process.end import End, PeerClosed
 from trimaran._process.frames import (
     MAX_ANSWER,
     MAX_FRAME,
@@ -48,19 +41,7 @@ WINDOW = 16
 MAX_WINDOW = 64
 """So many acknowledgements with the longest answers fit into a socket that nobody reads."""
 
-_CHUNK = 65_536
-"""Bytes read at once, at most."""
-
-_SEND_ROOM = 131_072
-"""Bytes the kernel is asked to hold for each direction: macOS has 8,192 for a Unix socket,
-which is less than a window of answers."""
-
-_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-"""A host may have left SIGPIPE to its default, as commands do: it must not die of a peer."""
-
-
-class PeerClosed(trio.BrokenResourceError):
-    """The receiving end was closed on purpose: it wants no more."""
+_GONE = (trio.BrokenResourceError, "the other end is gone")
 
 
 class ProcessChannelStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,119 +55,6 @@ class ProcessChannelStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Values sent of which it does not know that yet."""
 
 
-class _End(trio.abc.AsyncResource):
-    """One end of a connection. What it began to write can be finished by whoever writes next.
-
-    Args:
-        stream: A connection, which is the channel's from now on.
-    """
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._socket = socket.socket(fileno=stream.socket.detach())
-        self._socket.settimeout(0)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
-        self._turn = trio.StrictFIFOLock()
-        self._owed: bytearray = bytearray()
-        """Bytes that have to be written before anything else is."""
-        self._is_closed = False
-        self._over: type[Exception] | None = None
-        """What everyone gets from now on, when no more can come from the other end."""
-
-    @abstractmethod
-    def _last_word(self) -> bytes:
-        """What to say to the other end when this one is closed."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @trio.lowlevel.enable_ki_protection
-    def close(self) -> None:
-        """Close this end without waiting. Who waits in it gets a ClosedResourceError.
-
-        The other end hears of it unless the connection is filled up at this moment: then it
-        finds a broken peer.
-        """
-        if not self._is_closed:
-            self._part()
-            self._hang_up()
-
-    @trio.lowlevel.enable_ki_protection
-    async def aclose(self) -> None:
-        """Close this end. Who waits in it gets a ClosedResourceError.
-
-        Waits only as long as the connection is filled up, so that the other end gets to know
-        of it. When that is cancelled, this end is closed, and the other finds a broken peer.
-        """
-        if not self._is_closed:
-            self._part()
-            try:
-                await self._pay()
-            except OSError:
-                pass  # nobody is there who could be told
-            finally:
-                self._hang_up()
-        await trio.lowlevel.checkpoint()
-
-    def let_go(self) -> None:
-        """In a forked child: close its copy, with which the parent's death would go unnoticed.
-
-        Trio and the other end are not told of it: the connection is still the parent's.
-        """
-        self._is_closed = True
-        descriptor = self._socket.detach()
-        if descriptor != -1:
-            os.close(descriptor)
-
-    def _part(self) -> None:
-        self._is_closed = True
-        if self._over is None:
-            self._owed += self._last_word()
-        with suppress(OSError):
-            self._write_now(self._owed)
-        trio.lowlevel.notify_closing(self._socket)
-
-    def _hang_up(self) -> None:
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
-
-    def _raise_if_closed(self) -> None:
-        if self._is_closed:
-            raise trio.ClosedResourceError("this end was closed")
-
-    def _write_now(self, data: bytearray) -> None:
-        """Write as much of *data* as the kernel takes, and remove it."""
-        while data:
-            try:
-                taken = self._socket.send(data, _NO_SIGNAL)
-            except BlockingIOError:
-                return
-            del data[:taken]
-
-    async def _pay(self) -> None:
-        """Write what is owed. A cancel leaves the rest of it to be written by the next."""
-        self._write_now(self._owed)
-        while self._owed:
-            await trio.lowlevel.wait_writable(self._socket)
-            self._write_now(self._owed)
-
-    def _read_now(self) -> bytes | None:
-        """What came; None if nothing did, empty if nothing will."""
-        try:
-            return self._socket.recv(_CHUNK)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
-
-
 class _Asked:
     """An answer that comes, or not."""
 
@@ -194,7 +62,7 @@ class _Asked:
         self.answer: bytes | None = None
 
 
-class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
+class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
     """The end of a channel that sends to another process. Any number of tasks may send.
 
     Args:
@@ -268,8 +136,8 @@ class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
                 await self._write(bytearray(encode_frame(Frame(FrameKind.DATA, value))))
             except OSError as error:
                 self._listen()
-                self._over = self._over or trio.BrokenResourceError
-                raise self._over(*_SAID[self._over]) from error
+                kind, reason = self._over or _GONE
+                raise kind(reason) from error
             self._in_flight.append(asked)
             self._sent += 1
 
@@ -281,14 +149,9 @@ class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
             if len(frame) < length:
                 self._owed[:] = frame
                 self._owed[-1:] = WITHDRAWN
-            await trio.lowlevel.wait_writable(self._socket)
+            await self._until_writable()
             self._write_now(frame)
         self._owed.clear()
-
-    def _raise_if_over(self) -> None:
-        self._raise_if_closed()
-        if self._over is not None:
-            raise self._over(*_SAID[self._over])
 
     async def _listen_until(self, is_reached: Callable[[], bool]) -> None:
         """Take in what the other end says until *is_reached*. One task reads, for all."""
@@ -299,7 +162,7 @@ class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
             elif not self._listen():
                 self._is_listening = True
                 try:
-                    await trio.lowlevel.wait_readable(self._socket)
+                    await self._until_readable()
                 finally:
                     self._is_listening = False
                     self._news.unpark_all()
@@ -310,19 +173,19 @@ class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
         while self._over is None and (data := self._read_now()) is not None:
             heard = True
             if not data:
-                self._over = trio.BrokenResourceError
+                self._over = _GONE
                 break
             self._decoder.feed(data)
             try:
                 while (frame := self._decoder.next()) is not None:
                     self._take(frame)
-            except FrameError:
-                self._over = trio.BrokenResourceError
+            except FrameError as error:
+                self._over = (trio.BrokenResourceError, str(error))
         return heard
 
     def _take(self, frame: Frame) -> None:
         if frame.kind is FrameKind.CLOSED:
-            self._over = PeerClosed
+            self._over = (PeerClosed, "the other end was closed")
         elif self._in_flight:
             asked = self._in_flight.popleft()
             if asked is not None:
@@ -338,7 +201,7 @@ class ProcessSendChannel(_End, trio.abc.SendChannel[bytes]):
         self._news.unpark_all()
 
 
-class ProcessReceiveChannel(_End, trio.abc.ReceiveChannel[bytes]):
+class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
     """The end of a channel that receives from another process.
 
     Any number of tasks may receive, in turn; acknowledging is then of use only to one.
@@ -375,11 +238,11 @@ class ProcessReceiveChannel(_End, trio.abc.ReceiveChannel[bytes]):
             while (frame := self._next()) is None:
                 data = self._read_now()
                 if data is None:
-                    await trio.lowlevel.wait_readable(self._socket)
+                    await self._until_readable()
                 elif data:
                     self._decoder.feed(data)
                 else:
-                    self._over = trio.BrokenResourceError
+                    self._over = _GONE
             self._is_unanswered = True
             return frame.content
 
@@ -418,25 +281,16 @@ class ProcessReceiveChannel(_End, trio.abc.ReceiveChannel[bytes]):
             self._owed.clear()
 
     def _next(self) -> Frame | None:
-        if self._over is not None:
-            raise self._over(*_SAID[self._over])
+        self._raise_if_over()
         try:
             frame = self._decoder.next()
         except FrameError as error:
-            self._over = trio.BrokenResourceError
-            raise trio.BrokenResourceError(str(error)) from error
-        if frame is not None and frame.kind is FrameKind.END:
-            self._over = trio.EndOfChannel
-            raise trio.EndOfChannel
-        return frame
+            self._over = (trio.BrokenResourceError, str(error))
+        else:
+            if frame is None or frame.kind is FrameKind.DATA:
+                return frame
+            self._over = (trio.EndOfChannel, "the other end was closed")
+        return self._next()
 
     def _last_word(self) -> bytes:
         return encode_frame(Frame(FrameKind.CLOSED))
-
-
-_SAID: dict[type[Exception], tuple[str, ...]] = {
-    PeerClosed: ("the other end was closed",),
-    trio.BrokenResourceError: ("the other end is gone",),
-    trio.EndOfChannel: (),
-}
-"""The words to an exception."""

@@ -99,7 +99,8 @@ class FrameDecoder:
                 whether it holds. It is raised as soon as that can be seen, and again from then on.
         """
         while len(self._pending) >= _HEAD.size:
-            number, length = _HEAD.unpack_from(self._pending)
+            head: tuple[int, int] = _HEAD.unpack_from(self._pending)
+            number, length = head
             kind, most = self._expected.get(number, (None, 0))
             if kind is None:
                 raise FrameError(f"a frame of kind {number}, which is not expected here")

@@ -16,6 +16,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,7 +49,7 @@ def longest_path(platform: str = sys.platform) -> int:
     return 107 if platform == "linux" else 103
 
 
-def peer_uid(connection: socket.socket) -> int:
+def peer_uid(connection: trio.socket.SocketType) -> int:
     """Who is at the other end of a Unix socket: the uid that its process had in effect."""
     if sys.platform == "linux":
         size = struct.calcsize("3i")
@@ -71,8 +72,8 @@ def uid_of_xucred(credentials: bytes) -> int:
 
 
 def socket_directory(environ: Mapping[str, str]) -> Path:
-    """The user's directory for sockets: `$XDG_RUNTIME_DIR/trimaran`, or `trimaran-<uid>` in the
-    directory for temporary files. Made if it is not there.
+    """The user's directory for sockets: `$XDG_RUNTIME_DIR/trimaran`, else
+    `$TMPDIR/trimaran-<uid>`, else `/tmp/trimaran-<uid>`. Made if it is not there.
 
     Raises:
         ProcessError: There is none that is this user's alone and has a path that is short
@@ -80,32 +81,34 @@ def socket_directory(environ: Mapping[str, str]) -> Path:
     """
     _require_unix_sockets()
     uid = os.geteuid()
-    places = [(Path(environ.get("TMPDIR") or "/tmp"), f"trimaran-{uid}")]  # noqa: S108 - checked
-    if environ.get("XDG_RUNTIME_DIR"):
-        places.insert(0, (Path(environ["XDG_RUNTIME_DIR"]), "trimaran"))
+    runtime, temporary = environ.get("XDG_RUNTIME_DIR"), environ.get("TMPDIR")
+    places = [Path(runtime, "trimaran")] if runtime else []
+    places += [Path(temporary, f"trimaran-{uid}")] if temporary else []
+    places += [Path("/tmp", f"trimaran-{uid}")]  # noqa: S108 - whose it is, is looked at
     reasons: list[str] = []
-    for parent, name in places:
-        reason = _why_not(parent, parent / name, uid)
+    for directory in places:
+        reason = _why_not(directory, uid)
         if reason is None:
-            return parent / name
+            return directory
         reasons.append(reason)
     raise ProcessError(f"no directory for sockets: {'; '.join(reasons)}")
 
 
-def _why_not(parent: Path, directory: Path, uid: int) -> str | None:
+def _why_not(directory: Path, uid: int) -> str | None:
     """Make *directory*. Why it is no place for sockets; None if it is one."""
     if not directory.is_absolute():
         return f"{directory} is not an absolute path"
     if len(os.fsencode(directory)) + 1 + LONGEST_NAME > longest_path():
         return f"{directory} is too long for the path of a socket"
     try:
-        around = parent.stat()
-        directory.mkdir(mode=0o700, exist_ok=True)
+        around = directory.parent.stat()
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
         found = directory.lstat()
     except OSError as error:
         return str(error)
     if around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX:
-        return f"{parent} can be written by others"
+        return f"{directory.parent} can be written by others"
     if not stat.S_ISDIR(found.st_mode):
         return f"{directory} is a link or a file, not a directory"
     if found.st_uid != uid:
@@ -120,7 +123,7 @@ def listening(
     environ: Mapping[str, str],
     *,
     is_shared: bool = False,
-    peer_uid: Callable[[socket.socket], int] = peer_uid,
+    peer_uid: Callable[[trio.socket.SocketType], int] = peer_uid,
 ) -> ProcessListener:
     """Listen at a socket of this process; whoever knows its path can connect.
 
@@ -142,7 +145,7 @@ def listening(
     directory = socket_directory(environ)
     _remove_stale(directory)
     path = directory / (name if is_shared else f"{os.getpid()}.{name}")
-    if is_shared:
+    if is_shared or _is_deserted(path):
         path.unlink(missing_ok=True)
     here = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -164,7 +167,7 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
     """
 
     def __init__(
-        self, here: socket.socket, path: Path, peer_uid: Callable[[socket.socket], int]
+        self, here: socket.socket, path: Path, peer_uid: Callable[[trio.socket.SocketType], int]
     ) -> None:
         self.path = path
         """Where to connect to."""
@@ -187,6 +190,7 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
     ) -> None:
         self.close()
 
+    @trio.lowlevel.enable_ki_protection
     async def accept(self) -> trio.SocketStream:
         """The next connection. A cancel loses none.
 
@@ -215,9 +219,7 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
 
         Trio, which is the parent's too, is not told of it.
         """
-        descriptor = self._socket.detach()
-        if descriptor != -1:
-            os.close(descriptor)
+        self._socket.close()
 
     async def aclose(self) -> None:
         """Like `close`; a checkpoint."""
@@ -225,8 +227,9 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
         await trio.lowlevel.checkpoint()
 
 
+@trio.lowlevel.enable_ki_protection
 async def connect(
-    path: Path, *, peer_uid: Callable[[socket.socket], int] = peer_uid
+    path: Path, *, peer_uid: Callable[[trio.socket.SocketType], int] = peer_uid
 ) -> trio.SocketStream:
     """Connect to the listener at *path*. Waits while others that want to fill its backlog.
 
@@ -252,13 +255,12 @@ async def connect(
     return stream
 
 
-def is_ours(stream: trio.SocketStream, peer_uid: Callable[[socket.socket], int]) -> bool:
+def is_ours(stream: trio.SocketStream, peer_uid: Callable[[trio.socket.SocketType], int]) -> bool:
     """Whether the same user is at the other end of *stream*."""
-    with socket.socket(fileno=os.dup(stream.socket.fileno())) as connection:
-        try:
-            return peer_uid(connection) == os.geteuid()
-        except OSError:  # it is gone already
-            return False
+    try:
+        return peer_uid(stream.socket) == os.geteuid()
+    except OSError:  # it is gone already
+        return False
 
 
 def _is_connected(there: socket.socket, path: Path) -> bool:
