@@ -54,12 +54,19 @@ class Inbox:
     def put(self, event: Event, time: float) -> None:
         """Leave *event*, tracked at *time* (since the epoch); from any thread, never raises."""
         with self._lock:
+            # Who finds something here finds that the call for it is out: each costs a thread
+            # three times what leaving the event does. It comes first, so that an exception in
+            # between, a Ctrl-C say, leaves nothing that nobody comes for.
+            if not self._events and not self._refused:
+                self._call_for_events()
             if self._ended:
                 self._refuse(DropReason.CLOSED)
             elif len(self._events) >= self._capacity:
                 self._refuse(DropReason.MAILBOX_FULL)
             else:
                 self._events.append((event, time))
+
+    def _call_for_events(self) -> None:
         try:
             self._token.run_sync_soon(self.empty, idempotent=True)
         except trio.RunFinishedError:
