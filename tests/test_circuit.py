@@ -73,6 +73,27 @@ def test_a_pause_that_the_endpoint_asks_for_holds_a_closed_circuit_too() -> None
     assert tried.next_at() == 30.0
 
 
+def test_a_closed_circuit_waits_for_nothing_but_that_pause() -> None:
+    """The pause between probes is for one that is open."""
+    tried = circuit()
+    tried.failed(0.0, pause=None, is_probe=False)
+    assert tried.next_at() == float("-inf")
+
+    tried.failed(0.0, pause=0.5, is_probe=False)
+
+    assert tried.next_at() == 0.5
+
+
+def test_a_success_ends_that_pause() -> None:
+    """It was under way when the endpoint asked for the pause, and says that it works."""
+    tried = circuit()
+    tried.failed(0.0, pause=30.0, is_probe=False)
+
+    tried.succeeded()
+
+    assert not tried.holds(1.0)
+
+
 def test_hurrying_allows_a_probe_at_once() -> None:
     """Time runs out: the wait between probes is skipped once."""
     tried = circuit()

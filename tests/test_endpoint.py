@@ -549,33 +549,36 @@ async def test_probes_are_made_one_at_a_time(autojump_clock: trio.testing.MockCl
 async def test_probes_and_other_requests_share_the_bound(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A probe waits for a free slot when what was under way before still hangs."""
+    """A success of what was under way before closes the circuit, while a probe still hangs."""
     running, most = 0, 0
 
-    class Counts(ScriptedTransport):
+    class Scripted(ScriptedTransport):
         async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
             nonlocal running, most
             running += 1
             most = max(most, running)
-            try:
-                return await super().attempt(request)
-            finally:
-                running -= 1
+            number = len(self.requests)
+            self.requests.append(request)
+            await trio.sleep({0: 9.0, 4: 8.0}.get(number, 1.0))
+            running -= 1
+            return trimaran.Answer(503 if number in {1, 2, 3} else 200)
 
-    down = trimaran.TransportError("down")
-    endpoint = endpoint_of(
-        Counts([9.0, down, down, down]), settings=trimaran.Settings(max_requests=1)
-    )
-
-    async def one() -> None:
-        with suppress(trimaran.TransportError):
-            await endpoint.attempt(REQUEST, is_repeated=False, made=lambda: None)
-
+    transport = Scripted()
+    endpoint = endpoint_of(transport, settings=trimaran.Settings(max_requests=2))
+    began = trio.current_time()
+    attempt = partial(endpoint.attempt, REQUEST, is_repeated=False, made=lambda: None)
     async with trio.open_nursery() as nursery:
-        for _ in range(6):
-            nursery.start_soon(one)
+        for _ in range(5):
+            nursery.start_soon(attempt)
+        await trio.sleep(10)
+        for _ in range(3):
+            nursery.start_soon(attempt)
 
-    assert most == 1
+    # failures at 1, 2 and 3, the probe from 5 to 13, a success at 9 beside it; then the rest,
+    # one after the other in the slot that the probe leaves
+    assert most == 2
+    assert len(transport.requests) == 8
+    assert trio.current_time() - began == 13
 
 
 async def test_when_time_runs_out_a_probe_is_made_at_once(
