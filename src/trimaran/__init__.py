@@ -34,7 +34,7 @@ from trimaran._hooks import Dropped, Problem
 from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
-from trimaran._settings import Settings, Spool
+from trimaran._settings import Relay, Settings, Spool
 from trimaran._spool.keeper import RunBlocking
 from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
 from trimaran._transport import Answer, Request, Transport, TransportError
@@ -61,6 +61,7 @@ __all__ = [
     "Generation",
     "GenerationMeasure",
     "Problem",
+    "Relay",
     "Request",
     "RunBlocking",
     "Session",
