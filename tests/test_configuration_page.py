@@ -55,7 +55,8 @@ def logged() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "heading"), [(trimaran.Settings, "Setting"), (trimaran.Spool, "Spool")]
+    ("settings", "heading"),
+    [(trimaran.Settings, "Setting"), (trimaran.Spool, "Spool"), (trimaran.Relay, "Relay")],
 )
 def test_every_setting_is_on_the_page_with_its_default(
     settings: type[msgspec.Struct], heading: str
@@ -69,7 +70,9 @@ def test_every_setting_is_on_the_page_with_its_default(
     assert documented == defaults
 
 
-@pytest.mark.parametrize(("name", "default", "unit", "reason"), [*rows("Setting"), *rows("Spool")])
+@pytest.mark.parametrize(
+    ("name", "default", "unit", "reason"), [*rows("Setting"), *rows("Spool"), *rows("Relay")]
+)
 def test_every_setting_has_a_unit_and_a_reason(
     name: str, default: str, unit: str, reason: str
 ) -> None:

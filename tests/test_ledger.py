@@ -184,7 +184,8 @@ def test_statistics_are_readable_when_printed() -> None:
     statistics = ledger.statistics()
 
     printed = repr(statistics)
-    assert "tracked=3, delivered=0, pending=1, spooled=0, dropped={'rejected': 2}" in printed
+    assert "tracked=3, delivered=0, pending=1, spooled=0, handed_over=0" in printed
+    assert "dropped={'rejected': 2}" in printed
     assert eval(printed, {"Statistics": Statistics}) == statistics  # noqa: S307 - our own text
 
 

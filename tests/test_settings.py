@@ -1,6 +1,7 @@
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -49,13 +50,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "retry_budget": 10,
         "unauthorized_interval": 60,
         "spool": False,
+        "relay": False,
         "strict": False,
     }
 
 
 def test_every_setting_is_checked() -> None:
     """No setting is in none of the groups below: a new one has to be tested as well."""
-    others = {"drain_timeout", "mailbox_policy", "spool"}
+    others = {"drain_timeout", "mailbox_policy", "relay", "spool"}
 
     assert {*NUMBERS, *BYTES, *COUNTS, *FLAGS, *others} == set(trimaran.Settings.__struct_fields__)
 
@@ -172,3 +174,29 @@ def test_a_spool_is_checked(make: Callable[[], object], message: str) -> None:
     """The message names the setting, what it was and what it may be."""
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: trimaran.Settings(relay=1), "relay must be True, False, a path or a Relay"),  # type: ignore[arg-type]
+        (lambda: trimaran.Settings(relay=""), "relay must be True, False, a path or a Relay"),
+        (lambda: trimaran.Relay(idle_timeout=0), "Relay(idle_timeout=0): idle_timeout must be"),
+        (lambda: trimaran.Relay(most_bytes=0), "most_bytes must be a number above 0"),
+        (lambda: trimaran.Relay(most_seconds=-1), "most_seconds must be a number above 0"),
+        (lambda: trimaran.Relay(survives="all"), "survives must be 'kill' or 'power_loss'"),  # type: ignore[arg-type]
+        (lambda: trimaran.Relay(directory=""), "directory must be a path as text, or None"),
+    ],
+)
+def test_a_relay_is_checked(make: Callable[[], object], message: str) -> None:
+    """The message names the setting, what it was and what it may be."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize("relay", [True, "there", Path("there"), trimaran.Relay()])
+def test_a_relay_is_named_by_its_directory_too(
+    relay: bool | str | Path | trimaran.Relay,
+) -> None:
+    """It may be a flag, a path as text or as an object, or all of its values."""
+    assert trimaran.Settings(relay=relay).relay == relay

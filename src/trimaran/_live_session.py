@@ -197,6 +197,7 @@ class LiveSession(Session):
             dropped=after.dropped_total - before.dropped_total,
             pending=after.pending,
             spooled=after.spooled,
+            handed_over=after.handed_over,
         )
 
     def statistics(self) -> Statistics:

@@ -7,12 +7,15 @@ Does not know: pipelines, tasks, the tier.
 from __future__ import annotations
 
 import abc
+import os
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
 import trio
 
 from trimaran._current import current
+from trimaran._environment import without_consent, without_parent
 from trimaran._events import Command, CommandSource, ErrorEvent, Event
 from trimaran._pipeline.encoder import class_name, inherits
 from trimaran._pipeline.ledger import Statistics
@@ -26,14 +29,15 @@ from trimaran._recording import (
     message_of,
 )
 
-__all__ = ["SILENT", "Flushed", "Session", "SilentSession", "current_session"]
+__all__ = ["OPTED_OUT", "SILENT", "Flushed", "Session", "SilentSession", "current_session"]
 
 
 class Flushed(msgspec.Struct, frozen=True, kw_only=True):
     """How a flush ended. True in a condition exactly when it is complete."""
 
     complete: bool
-    """Whether everything that was tracked before has its fate: delivered or dropped."""
+    """Whether everything that was tracked before was delivered, dropped or handed over to a
+    relay."""
     delivered: int = 0
     """Events delivered while it lasted."""
     dropped: int = 0
@@ -43,6 +47,8 @@ class Flushed(msgspec.Struct, frozen=True, kw_only=True):
     spooled: int = 0
     """How many of those are safe on disk: whatever happens to the process, a later one
     delivers them."""
+    handed_over: int = 0
+    """How many of those are on the disk of a relay, which delivers them."""
 
     def __bool__(self) -> bool:
         return self.complete
@@ -93,6 +99,22 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def statistics(self) -> Statistics:
         """What became of the events up to this moment; also after the end."""
+
+    @abc.abstractmethod
+    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """An environment for a child process that takes part in this session.
+
+        The child gets there with :func:`~trimaran.attach`. It is told of the session, of who
+        its parent is and how to reach it, of the decision, and by ``TRACEPARENT`` of the
+        trace; never of a token. Where telemetry was switched off, it stays off in the child;
+        where none is set up, the child is told nothing.
+
+        The first call opens a socket, in a directory of the user's own, which ends with the
+        session.
+
+        Args:
+            base: what to add to, which is left as it is; ``os.environ``, if None.
+        """
 
     @abc.abstractmethod
     def generation(
@@ -158,11 +180,18 @@ class Session(abc.ABC):
 
 
 class SilentSession(Session):
-    """A session that does nothing, as cheaply as can be; it has no state."""
+    """A session that does nothing, as cheaply as can be; it has no state.
+
+    Args:
+        is_opted_out: whether that is what somebody wants, for child processes too.
+    """
 
     _tool = SilentToolMeasure()
     _bridge = SilentBridgeMeasure()
     _generation = SilentGenerationMeasure()
+
+    def __init__(self, *, is_opted_out: bool = False) -> None:
+        self._is_opted_out = is_opted_out
 
     def __repr__(self) -> str:
         return "<Session: nothing is recorded>"
@@ -187,6 +216,11 @@ class SilentSession(Session):
     def statistics(self) -> Statistics:
         """All zero."""
         return Statistics()
+
+    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """A copy of *base* in which there is no session, and off stays off."""
+        base = os.environ if base is None else base
+        return without_consent(base) if self._is_opted_out else without_parent(base)
 
     def generation(
         self,
@@ -223,6 +257,7 @@ class SilentSession(Session):
 
 
 SILENT = SilentSession()
+OPTED_OUT = SilentSession(is_opted_out=True)
 
 
 def current_session() -> Session:

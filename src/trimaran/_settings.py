@@ -9,11 +9,12 @@ All times are float seconds, all sizes bytes.
 from __future__ import annotations
 
 import math
+import os
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
-__all__ = ["MailboxPolicy", "Settings", "Spool", "Survives"]
+__all__ = ["MailboxPolicy", "Relay", "Settings", "Spool", "Survives"]
 
 MailboxPolicy: TypeAlias = Literal["drop_oldest", "drop_newest"]
 Survives: TypeAlias = Literal["kill", "power_loss"]
@@ -61,15 +62,38 @@ class Spool(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch on disk survives; ``"power_loss"`` waits for the disk with each one."""
 
     def __post_init__(self) -> None:
-        for name in ("most_bytes", "most_seconds"):
-            value = getattr(self, name)
-            _require(self, name, "a number above 0", holds=_is_number(value) and value > 0)
-        survivals = get_args(Survives)
-        _require(
-            self, "survives", " or ".join(map(repr, survivals)), holds=self.survives in survivals
-        )
-        is_path = self.directory is None or _is_text(self.directory)
-        _require(self, "directory", "a path as text, or None", holds=is_path)
+        _require_queue(self, "most_bytes", "most_seconds")
+
+
+class Relay(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of the user's that takes batches, keeps them on disk and sends them.
+
+    It is started when it is needed, shared by the processes of one app, and ends by itself.
+    The first process that needs it decides these values for all.
+
+    Raises:
+        ValueError: a value is not of its kind or not in its range.
+    """
+
+    directory: str | None = None
+    """Where it keeps batches; None is the user's state directory for the app. It is made for
+    the user alone. Processes that name the same one share a relay."""
+
+    idle_timeout: float = 30.0
+    """Seconds that it stays with nothing to deliver and nobody connected."""
+
+    most_bytes: int = 64 * MIB
+    """Bytes of all batches that it keeps at most; there is no room for more then, and who has
+    more sends for itself."""
+
+    most_seconds: float = 7 * 86_400.0
+    """Seconds that it keeps and tries a batch at most."""
+
+    survives: Survives = "kill"
+    """What a batch that it took survives; ``"power_loss"`` waits for the disk with each one."""
+
+    def __post_init__(self) -> None:
+        _require_queue(self, "most_bytes", "most_seconds", "idle_timeout")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +174,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A queue on disk, for events that must survive the process; True is one with its
     defaults. Off, nothing is written to disk."""
 
+    relay: bool | str | os.PathLike[str] | Relay = False
+    """A process that sends in place of this one, so that leaving waits for no network; True
+    is one with its defaults, a path names its directory. Off, no process is started."""
+
     strict: bool = False
     """True lets a bug in a stage come out of ``open_telemetry()``; for tests."""
 
@@ -181,6 +209,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "True, False or a Spool",
             holds=isinstance(self.spool, (bool, Spool)),  # pyright: ignore[reportUnnecessaryIsInstance]
         )
+        relay = self.relay
+        _require(
+            self,
+            "relay",
+            "True, False, a path or a Relay",
+            holds=isinstance(relay, (bool, os.PathLike, Relay)) or _is_text(relay),
+        )
         _require(
             self,
             "memory_bytes",
@@ -199,7 +234,20 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _require(settings: Settings | Spool, name: str, expected: str, *, holds: bool) -> None:
+def _require_queue(queue: Spool | Relay, *positive: str) -> None:
+    """What holds for every queue on disk; *positive* names the numbers in it."""
+    for name in positive:
+        value = getattr(queue, name)
+        _require(queue, name, "a number above 0", holds=_is_number(value) and value > 0)
+    survivals = get_args(Survives)
+    _require(
+        queue, "survives", " or ".join(map(repr, survivals)), holds=queue.survives in survivals
+    )
+    is_path = queue.directory is None or _is_text(queue.directory)
+    _require(queue, "directory", "a path as text, or None", holds=is_path)
+
+
+def _require(settings: Settings | Spool | Relay, name: str, expected: str, *, holds: bool) -> None:
     if not holds:
         kind = type(settings).__name__
         message = f"{kind}({name}={getattr(settings, name)!r}): {name} must be {expected}"

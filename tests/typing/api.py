@@ -21,6 +21,7 @@ _Result = TypeVar("_Result")
 
 settings = trimaran.Settings(drain_timeout=1.0, mailbox_policy="drop_newest")
 lasting = trimaran.Settings(spool=trimaran.Spool())
+relayed = trimaran.Settings(relay=trimaran.Relay(idle_timeout=60.0))
 assert_type(trimaran.__version__, str)
 
 

@@ -11,11 +11,13 @@ from random import Random
 from typing import Protocol
 
 import trio
+from msgspec.structs import replace
 
 from trimaran._decision import Decision, loopback_host
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint.circuit import Circuit, RetryBudget
 from trimaran._endpoint.consent import Consent
+from trimaran._endpoint.pauses import Pauses
 from trimaran._endpoint.token import TokenKeeper
 from trimaran._pipeline.retry import backoff, is_failing, retry_after_seconds
 from trimaran._settings import Settings
@@ -62,6 +64,10 @@ class WayOut(Protocol):
 
     async def aclose(self) -> None:
         """Close what is open, soon."""
+        ...
+
+    def forked(self) -> None:
+        """This is a forked child's copy: it sends nothing any more."""
         ...
 
 
@@ -118,7 +124,8 @@ class Endpoint:
         )
         self._budget = RetryBudget(settings.retry_budget)
         self._probe = trio.Lock()
-        self._hurried = trio.Event()
+        self._pauses = Pauses()
+        self._is_forked = False
 
     @property
     def with_token(self) -> bool:
@@ -132,14 +139,11 @@ class Endpoint:
     def hurry(self) -> None:
         """Time runs out: whoever waits for the endpoint to recover may try once, now."""
         self._circuit.hurry()
-        self._hurried.set()
+        self._pauses.hurry()
 
     async def pause_until(self, time: float) -> None:
         """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
-        with trio.move_on_at(time):
-            if self._hurried.is_set():
-                await trio.sleep_forever()
-            await self._hurried.wait()
+        await self._pauses.until(time)
 
     async def attempt(
         self, request: Request, *, is_repeated: bool, made: Callable[[], None]
@@ -159,6 +163,8 @@ class Endpoint:
             TransportError: there is no answer, within ``request_timeout`` seconds.
             GivenUp: nothing may be sent any more; no request was made.
         """
+        if self._is_forked:
+            await trio.sleep_forever()  # the process that this is a copy of sends it
         if is_repeated:
             now = trio.current_time()
             await self.pause_until(now + self._budget.take(now))
@@ -226,7 +232,7 @@ class Endpoint:
     async def _post(self, request: Request, token: str | None, made: Callable[[], None]) -> Answer:
         if token is not None:
             headers = {**request.headers, "authorization": f"Bearer {token}"}
-            request = Request(request.url, headers, request.body)
+            request = replace(request, headers=headers)
         timeout = self._settings.request_timeout
         with trio.move_on_after(timeout):
             try:
@@ -261,7 +267,7 @@ class Endpoint:
 
     async def aclose(self) -> None:
         """Close the connections, in at most :data:`CLOSE_GRACE` seconds."""
-        if self._owned is not None:
+        if self._owned is not None and not self._is_forked:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
                 try:
                     await self._owned.aclose()
@@ -270,6 +276,10 @@ class Endpoint:
                         "telemetry transport failed to close", error=type(error).__name__
                     )
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    def forked(self) -> None:
+        """This is a forked child's copy: it sends nothing, and leaves the connections alone."""
+        self._is_forked = True
 
 
 def _http_transport(url: str, max_connections: int) -> Transport:

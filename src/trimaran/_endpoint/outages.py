@@ -49,7 +49,9 @@ class Outages:
         """Events delivered, dropped and pending, over all sessions."""
         delivered = self._ended_delivered + sum(books.delivered for books in self._running)
         dropped = self._ended_dropped + sum(sum(b.dropped.values()) for b in self._running)
-        return delivered, dropped, sum(books.pending for books in self._running)
+        # What a relay has was not waited for.
+        pending = sum(books.pending - books.handed_over for books in self._running)
+        return delivered, dropped, pending
 
     def change(self, is_lost: bool) -> None:  # noqa: FBT001 - the endpoint's callback
         """Delivery was lost, or it works again."""

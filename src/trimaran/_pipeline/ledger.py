@@ -61,8 +61,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     pending: int = 0
     """Events whose fate is open: waiting, or in a request under way."""
     spooled: int = 0
-    """How many of the pending events are safe on disk. After the end of the telemetry these
-    are all that pends: a later process delivers them."""
+    """How many of the pending events are safe on disk: a later process delivers them."""
+    handed_over: int = 0
+    """How many of the pending events are on the disk of a relay, which delivers them. After
+    the end of the telemetry what is spooled and what is handed over is all that pends."""
     dropped: Mapping[str, int] = MappingProxyType({})
     """Events that were given up, by reason; a reason with no event is left out."""
     batches: int = 0
@@ -103,6 +105,7 @@ class Ledger:
         "delivered",
         "dropped",
         "from_children",
+        "handed_over",
         "loss_reports",
         "on_drop",
         "pending",
@@ -119,6 +122,7 @@ class Ledger:
         self.delivered: int = 0
         self.pending: int = 0
         self.spooled: int = 0
+        self.handed_over: int = 0
         self.dropped: dict[DropReason, int] = {}
         self.batches: int = 0
         self.attempts: int = 0
@@ -140,6 +144,10 @@ class Ledger:
         self.pending -= count
         self.delivered += count
 
+    def hand_over(self, count: int) -> None:
+        """A relay took *count* pending events: they pend there."""
+        self.handed_over += count
+
     def drop(self, reason: DropReason, count: int = 1) -> None:
         """*count* pending events were given up."""
         if count:
@@ -153,7 +161,7 @@ class Ledger:
 
     def close(self, reason: DropReason) -> None:
         """Nothing more will be decided here: what pends and is on no disk is given up."""
-        self.drop(reason, self.pending - self.spooled)
+        self.drop(reason, self.pending - self.spooled - self.handed_over)
 
     def statistics(self) -> Statistics:
         """The books at this instant; from any thread.
@@ -177,6 +185,7 @@ class Ledger:
             delivered=self.delivered,
             pending=self.pending,
             spooled=self.spooled,
+            handed_over=self.handed_over,
             dropped=MappingProxyType({str(why): count for why, count in dropped.items()}),
             batches=self.batches,
             attempts=self.attempts,

@@ -22,7 +22,7 @@ from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
-from trimaran._transport import Answer, GivenUp, Request, TransportError
+from trimaran._transport import HANDED_OVER, Answer, GivenUp, Request, TransportError
 from trimaran._version import __version__
 
 __all__ = ["Sender"]
@@ -130,6 +130,8 @@ class Sender:
                 "idempotency-key": batch.key,
             },
             body,
+            batch.events,
+            batch.reports,
         )
         answer = await self._last_answer(request)
         if answer is DropReason.CONSENT_WITHDRAWN and self._keeper is not None:
@@ -239,7 +241,10 @@ class Sender:
         refused_events = len(refused) - refused_reports
         if refused:
             self._diagnostics.warn("telemetry partly rejected", events=len(refused))
-        self._ledger.deliver(batch.tracked - refused_events)
+        if answer is HANDED_OVER:
+            self._ledger.hand_over(batch.tracked)
+        else:
+            self._ledger.deliver(batch.tracked - refused_events)
         self._ledger.drop(DropReason.REJECTED, refused_events)
         if batch.kept is not None:
             batch.kept.is_delivered = True

@@ -13,7 +13,15 @@ import msgspec
 
 from trimaran._pipeline.ledger import DropReason
 
-__all__ = ["ANSWER_LIMIT", "Answer", "GivenUp", "Request", "Transport", "TransportError"]
+__all__ = [
+    "ANSWER_LIMIT",
+    "HANDED_OVER",
+    "Answer",
+    "GivenUp",
+    "Request",
+    "Transport",
+    "TransportError",
+]
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes of an answer's body that are read at most; the rest is cut off with the
@@ -26,6 +34,10 @@ class Request(msgspec.Struct, frozen=True):
     url: str
     headers: Mapping[str, str]
     body: bytes
+    events: int = 0
+    """Events in the body."""
+    reports: int = 0
+    """How many of them, from the first, are reports of losses."""
 
     def __repr__(self) -> str:
         return f"Request(url={self.url!r}, {len(self.body)} bytes)"
@@ -39,6 +51,10 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     retry_after: str | None = None
     body: bytes = b""
+
+
+HANDED_OVER = Answer(202)
+"""The very answer that means: not the endpoint has it, but a relay, on its disk."""
 
 
 class TransportError(Exception):
