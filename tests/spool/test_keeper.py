@@ -310,6 +310,37 @@ async def test_halves_take_the_place_of_the_whole(world: World) -> None:
     assert world.books() == (2, 0, {})  # both are the sender's to decide
 
 
+async def test_the_last_half_waits_for_no_other(world: World) -> None:
+    """With it all of the batch is off the disk; the whole, which it was part of, is no more."""
+    [whole] = await world.put("a")
+    await world.keeper.body_of(whole)
+
+    for half in await world.keeper.split(whole, *whole.halves()):
+        world.fate(half, delivered=True)
+        await world.keeper.remove(half)
+
+    assert world.rows() == []
+    assert world.books() == (0, 0, {})
+
+
+async def test_what_a_put_that_nobody_waited_for_evicted_is_booked_with_the_next_halves(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The one under way is the sender's to decide; what waited is dropped for what took it."""
+    size = MOST_BYTES // 3
+    whole, _, _ = await world.put("a", "b", "c", size=size // 2)
+    await world.keeper.body_of(whole)
+    world.disk.seconds = 1.0
+    with trio.move_on_after(0.5):
+        await world.put("d", size=2 * size)
+    assert world.rows() == ["c", "d"]
+
+    first, second = await world.keeper.split(whole, *whole.halves())
+
+    assert (first.kept, second.kept) == (whole.kept, whole.kept)
+    assert world.books() == (6, 2, {"spool_full": 2})
+
+
 async def test_halves_of_a_whole_that_a_person_removed_are_sent_from_memory(world: World) -> None:
     """It was under way, so its removal is not its fate; on disk there is nothing of it."""
     [whole] = await world.put("a")
