@@ -348,8 +348,10 @@ async def test_a_session_is_summed_up(client: httpx.AsyncClient) -> None:
         ),
         headers=JSON,
     )
-    expected = {
+    expected: dict[str, Any] = {
         "id": "s",
+        "parent_session_id": None,
+        "children": [],
         "project": "p",
         "agent": "build",
         "model": "m",

@@ -74,6 +74,7 @@ class Page(HTMLParser):
             *("html", "head", "meta", "title", "link", "style", "body", "header", "main", "nav"),
             *("a", "svg", "path", "rect", "h1", "p", "span", "time", "strong", "pre", "div"),
             *("dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td"),
+            *("details", "summary"),
         }
         for _, attributes in self.elements:
             assert not any(name.startswith("on") or name == "style" for name in attributes)

@@ -467,7 +467,7 @@ async def test_a_later_version_is_refused(tmp_path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     before = path.read_bytes()
 
-    assert "was written by a later version of Trimaran (its schema is 2" in await refused(path)
+    assert "was written by a later version of Trimaran (its schema is 3" in await refused(path)
     assert path.read_bytes() == before
 
 

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from trimaran.receiver.ingest import Rejection
-from trimaran.receiver.store import StoredSession
+from trimaran.receiver.limits import MAX_CHILDREN
+from trimaran.receiver.values import StoredSession
 
 __all__ = ["Events", "Health", "Problem", "Session", "Sessions", "Taken", "Totals", "session_of"]
 
@@ -55,6 +56,20 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A session, as its events tell it."""
 
     id: str
+    parent_session_id: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The session that it works for as a sub-agent, which need not be"
+            " known here; null if it never named one"
+        ),
+    ]
+    children: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(
+            description=f"Its sub-agents' sessions, the first {MAX_CHILDREN} in the order of"
+            " arrival; `/api/sessions?parent=` gives all of them"
+        ),
+    ]
     project: str
     agent: str
     model: str
@@ -96,6 +111,8 @@ def session_of(stored: StoredSession) -> Session:
     summary, tokens = stored.summary, stored.summary.tokens
     return Session(
         id=stored.id,
+        parent_session_id=stored.parent,
+        children=stored.children,
         project=summary.project,
         agent=summary.agent,
         model=summary.model,

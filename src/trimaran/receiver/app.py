@@ -6,7 +6,8 @@ Does not know: sockets, how a batch is validated or stored, how a page looks.
 
 ====================================  =================================================
 ``POST /api/observability/ingest``    a batch of events
-``GET /api/sessions``                 sessions as JSON, the newest first, page by page
+``GET /api/sessions``                 sessions as JSON, the newest first, page by page;
+                                      with ``?parent=`` the sub-agents of one
 ``GET /api/sessions/{id}``            one of them
 ``GET /api/sessions/{id}/events``     its events in the order of arrival, page by page
 ``GET /``, ``GET /sessions/{id}``     the same for a person to read
@@ -59,7 +60,9 @@ from trimaran.receiver.limits import (
     SESSIONS_PAGE,
 )
 from trimaran.receiver.pages import PAGE, Pages
-from trimaran.receiver.store import Store, StoredSession, StoreUnavailable
+from trimaran.receiver.store import Store, StoreUnavailable
+from trimaran.receiver.values import StoredSession
+from trimaran.receiver.wire import PARENT_HEADER, parent_of
 
 __all__ = ["MAX_BODY", "create_app"]
 
@@ -170,7 +173,8 @@ class _Posting:
                 raise HTTPException(400, f"An Idempotency-Key has 1 to {MAX_KEY} characters")
             encoding = request.headers.get("content-encoding", "")
             batch = parse(decompress(body, encoding, self._max_body))
-            receipt = await self._store.append(batch, key)
+            parent = parent_of(request.headers.get(PARENT_HEADER, ""))
+            receipt = await self._store.append(batch, key, parent=parent)
         return _json(
             Taken(receipt.accepted, receipt.rejected),
             status=207 if receipt.rejected else 200,
@@ -221,6 +225,7 @@ class _Reading:
         page = await self._store.sessions(
             before=_number(request, "after", default=MAX_CURSOR, least=0, most=MAX_CURSOR),
             limit=_number(request, "limit", default=SESSIONS_PAGE, least=1, most=MAX_PAGE),
+            parent=request.query_params.get("parent"),
         )
         return _json(Sessions(tuple(map(session_of, page.sessions)), page.next))
 
@@ -270,7 +275,8 @@ class _PersonReading:
         session = await _find(self._store, request)
         first = _number(request, "after", default=0, least=0, most=MAX_CURSOR)
         page = await self._store.events(session, first=first, limit=PAGE)
-        html = self._pages.session(session, page, now=self._now())
+        family = await self._store.family(session)
+        html = self._pages.session(session, page, family, now=self._now())
         return Response(html, headers=self._pages.headers)
 
     def _now(self) -> int:

@@ -48,6 +48,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         JOIN json_each(batches.events) AS event
         """,
     ),
+    (
+        "ALTER TABLE sessions ADD COLUMN parent TEXT",  # the id of the session it works for
+        "CREATE INDEX sessions_by_parent ON sessions (parent) WHERE parent IS NOT NULL",
+    ),
 )
 """The statements that lead from each version of the schema to the next."""
 

@@ -6,10 +6,14 @@ Does not know: who keeps to them.
 
 __all__ = [
     "EVENTS_PAGE",
+    "MAX_ANCESTORS",
     "MAX_BODY",
+    "MAX_CHILDREN",
     "MAX_CURSOR",
     "MAX_DISCARD",
     "MAX_EVENTS",
+    "MAX_FAMILY",
+    "MAX_ID",
     "MAX_KEY",
     "MAX_PAGE",
     "MAX_PAGE_BYTES",
@@ -29,6 +33,18 @@ MAX_EVENTS = 10_000
 
 READ_TIMEOUT = 30.0
 """Seconds for a client to send all of a body."""
+
+MAX_ID = 256
+"""Characters of a session's id."""
+
+MAX_CHILDREN = 100
+"""Sub-agents that an answer names of a session; the others can be asked for by its id."""
+
+MAX_ANCESTORS = 16
+"""Sessions above one that its page names."""
+
+MAX_FAMILY = 200
+"""Sessions below one that its page lists."""
 
 MAX_KEY = 256
 """Characters of an idempotency key."""

@@ -18,7 +18,7 @@ from trimaran._events import BUILT_IN_EVENTS
 from trimaran._version import __version__
 from trimaran.receiver import answers, limits
 from trimaran.receiver.encoding import ACCEPTED
-from trimaran.receiver.wire import EVENTS, Envelope, Head
+from trimaran.receiver.wire import EVENTS, PARENT_HEADER, Envelope, Head
 
 __all__ = ["describe"]
 
@@ -46,6 +46,12 @@ At most {} bytes, as it comes and when it is decompressed. Its `Content-Encoding
 _KEY = """\
 Makes it safe to send a batch again: in each session the first batch of a key is stored,
 and all others of that key get its answer.
+"""
+
+_PARENT = """\
+The id of the session that this one works for as a sub-agent, in UTF-8, percent-encoded where
+a header or an address could not carry it. The last one that is named counts. What cannot be
+the id of another session names none.
 """
 
 _EXAMPLE: _Object = {
@@ -129,7 +135,7 @@ def describe(*, max_body: int, tokens: bool) -> _Object:
                 "get": {
                     "operationId": "sessions",
                     "summary": "Sessions, the newest first, page by page",
-                    "parameters": [sessions_after, _limit(limits.SESSIONS_PAGE)],
+                    "parameters": [sessions_after, _limit(limits.SESSIONS_PAGE), _parent()],
                     "responses": {
                         "200": _json("Some sessions", "Sessions"),
                         **_refusals(400, 401, 421, 500, 503),
@@ -237,7 +243,13 @@ def _ingest(max_body: int) -> _Object:
         "summary": "Take a batch of events",
         "description": _INGEST,
         "parameters": [
-            {"name": "Idempotency-Key", "in": "header", "description": _KEY, "schema": key}
+            {"name": "Idempotency-Key", "in": "header", "description": _KEY, "schema": key},
+            {
+                "name": PARENT_HEADER,
+                "in": "header",
+                "description": _PARENT,
+                "schema": {"type": "string"},
+            },
         ],
         "requestBody": {
             "description": _BODY.format(max_body, ACCEPTED),
@@ -255,6 +267,12 @@ def _ingest(max_body: int) -> _Object:
 def _id() -> _Object:
     schema = {"type": "string", "minLength": 1}
     return {"name": "id", "in": "path", "required": True, "schema": schema}
+
+
+def _parent() -> _Object:
+    description = "Only the sub-agents of the session of this id"
+    schema = {"type": "string"}
+    return {"name": "parent", "in": "query", "description": description, "schema": schema}
 
 
 def _query(name: str, description: str, schema: _Object) -> _Object:

@@ -20,8 +20,9 @@ from markupsafe import Markup
 from trimaran._events import BUILT_IN_EVENTS
 from trimaran.receiver import words
 from trimaran.receiver.rows import Row, row_of
-from trimaran.receiver.store import EventPage, SessionPage, StoredSession
 from trimaran.receiver.summary import Summary
+from trimaran.receiver.tree import as_tree
+from trimaran.receiver.values import EventPage, Family, SessionPage, StoredSession
 
 __all__ = ["PAGE", "Pages"]
 
@@ -31,6 +32,8 @@ PAGE = 200
 _CALLS = frozenset({"generation", "tool_call", "bridge_call"})
 _TYPES = 20  # types of events that are counted on the page of a session; the wire has ten
 _LIVE = 30_000  # ms since its last batch for which an open session is thought to go on
+_STEPS = 8  # levels of a tree that are told apart by how far they are set in
+_ALONE = Family()
 _REFRESH = 5  # s between two looks at sessions that go on
 
 
@@ -50,6 +53,7 @@ class Pages:
         self._everywhere: Mapping[str, object] = {
             "built_in": BUILT_IN_EVENTS,
             "segment": _segment,
+            "steps": _STEPS,
             "style": Markup(style),  # noqa: S704 - our own file
             "words": words,
         }
@@ -67,27 +71,34 @@ class Pages:
         *address* is where the receiver was asked, host and port; *now* is in ms since
         the epoch, by the receiver's clock.
         """
-        going_on = {session.id for session in page.sessions if _goes_on(session.summary, now)}
+        going_on = _going_on(page.sessions, now)
         return self._render(
             "sessions.html",
             refresh=_REFRESH if newest and (going_on or not page.sessions) else None,
             page=page,
+            branches=as_tree(page.sessions),
             going_on=going_on,
             address=address,
             newest=newest,
+            top=None,
             now=now,
         )
 
-    def session(self, session: StoredSession, page: EventPage, *, now: int) -> str:
-        """One session, and those of its events that are in *page*; *now* as above."""
+    def session(
+        self, session: StoredSession, page: EventPage, family: Family = _ALONE, *, now: int
+    ) -> str:
+        """One session in its *family*, and its events that are in *page*; *now* as above."""
         summary = session.summary
         rows = [row_of(bytes(event), session.id) for event in page.events]
-        going_on = _goes_on(summary, now)
+        going_on = _going_on((session, *family.below), now)
         types = sorted(summary.events_by_type.items(), key=lambda item: -item[1])
         return self._render(
             "session.html",
             refresh=_REFRESH if going_on and page.next is None else None,
             session=session,
+            family=family,
+            branches=as_tree(family.below),
+            top=session.id,
             summary=summary,
             types=types[:_TYPES],
             more_types=len(types[_TYPES:]),
@@ -107,6 +118,10 @@ class Pages:
 
     def _render(self, template: str, **values: object) -> str:
         return self._environment.get_template(template).render(self._everywhere, **values)
+
+
+def _going_on(sessions: Sequence[StoredSession], now: int) -> set[str]:
+    return {session.id for session in sessions if _goes_on(session.summary, now)}
 
 
 def _goes_on(summary: Summary, now: int) -> bool:

@@ -27,10 +27,12 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from trimaran.receiver import sessions
 from trimaran.receiver.database import StoreError, StoreUnavailable, open_reader, open_writer
 from trimaran.receiver.ingest import Batch, Rejection
 from trimaran.receiver.limits import EVENTS_PAGE, MAX_CURSOR, MAX_PAGE_BYTES, SESSIONS_PAGE
 from trimaran.receiver.summary import Summary, add
+from trimaran.receiver.values import EventPage, Family, Receipt, SessionPage, StoredSession
 
 __all__ = [
     "EventPage",
@@ -48,57 +50,17 @@ _MAX_GROUP = 256  # posts in one transaction; bounds how many wait longer becaus
 _READERS = 4  # threads that read at the same time
 
 _T = TypeVar("_T")
-_SessionRow = tuple[int, str, str]
-
-_decode_summary = msgspec.json.Decoder(Summary).decode
 _decode_rejections = msgspec.json.Decoder(tuple[Rejection, ...]).decode
 _decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """What became of a batch: how many events are stored, and which are not, and why.
-
-    A repeated batch gets the receipt of the first time, marked as a *duplicate*.
-    """
-
-    accepted: int
-    rejected: tuple[Rejection, ...]
-    duplicate: bool = False
-
-
-class StoredSession(msgspec.Struct, frozen=True):
-    """A session and its totals. ``number`` counts up in the order of first arrival."""
-
-    number: int
-    id: str
-    summary: Summary
-
-
-class SessionPage(msgspec.Struct, frozen=True):
-    """Some sessions, the newest first. ``next`` is where the next page starts, or None."""
-
-    sessions: tuple[StoredSession, ...]
-    next: int | None
-
-
-class EventPage(msgspec.Struct, frozen=True):
-    """Some events of a session as their JSON text, in the order of arrival.
-
-    ``first`` is the position of the first one, counted from 0; ``next`` is where the
-    next page starts, or None.
-    """
-
-    first: int
-    events: tuple[msgspec.Raw, ...]
-    next: int | None
 
 
 class _Post:
     """A batch on its way to the disk: it has a receipt, a failure, or still waits."""
 
-    def __init__(self, batch: Batch, key: str | None) -> None:
+    def __init__(self, batch: Batch, key: str | None, parent: str | None) -> None:
         self.batch = batch
         self.key = key
+        self.parent = parent
         self.receipt: Receipt | None = None
         self.failure: str | None = None
 
@@ -127,10 +89,13 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}>"
 
-    async def append(self, batch: Batch, key: str | None = None) -> Receipt:
+    async def append(
+        self, batch: Batch, key: str | None = None, *, parent: str | None = None
+    ) -> Receipt:
         """Store *batch*, unless its session has one of the same idempotency *key*.
 
-        Once this has returned, the batch is on disk. A cancel leaves it stored whole
+        *parent* is the id of the session that this one works for; without one it keeps the
+        parent that it has, and itself is none. Once this has returned, the batch is on disk. A cancel leaves it stored whole
         or not at all.
 
         Raises:
@@ -139,7 +104,7 @@ class Store:
         if not batch.events:
             await trio.lowlevel.checkpoint()
             return Receipt(0, batch.rejected)
-        post = _Post(batch, key)
+        post = _Post(batch, key, None if parent == batch.session_id else parent)
         self._waiting.append(post)
         try:
             await trio.lowlevel.checkpoint()  # who comes at the same time is written together
@@ -159,24 +124,22 @@ class Store:
         return post.receipt
 
     async def sessions(
-        self, *, before: int = MAX_CURSOR, limit: int = SESSIONS_PAGE
+        self,
+        *,
+        before: int = MAX_CURSOR,
+        limit: int = SESSIONS_PAGE,
+        parent: str | None = None,
     ) -> SessionPage:
         """Up to *limit* sessions whose number is less than *before*, the newest first.
+
+        With a *parent*, those which say that they work for the session of that id.
 
         Raises:
             StoreUnavailable: The file cannot be read.
         """
-
-        def query(connection: sqlite3.Connection) -> SessionPage:
-            rows: list[_SessionRow] = connection.execute(
-                "SELECT number, id, summary FROM sessions WHERE number < ?"
-                " ORDER BY number DESC LIMIT ?",
-                (before, limit + 1),
-            ).fetchall()
-            found = tuple(_session(row) for row in rows[:limit])
-            return SessionPage(found, found[-1].number if len(rows) > limit else None)
-
-        return await self._read(query)
+        return await self._read(
+            partial(sessions.sessions, before=before, limit=limit, parent=parent)
+        )
 
     async def session(self, session_id: str) -> StoredSession | None:
         """The session of that id, or None.
@@ -184,14 +147,15 @@ class Store:
         Raises:
             StoreUnavailable: The file cannot be read.
         """
+        return await self._read(partial(sessions.session, session_id=session_id))
 
-        def query(connection: sqlite3.Connection) -> StoredSession | None:
-            row: _SessionRow | None = connection.execute(
-                "SELECT number, id, summary FROM sessions WHERE id = ?", (session_id,)
-            ).fetchone()
-            return None if row is None else _session(row)
+    async def family(self, session: StoredSession) -> Family:
+        """The sessions above *session*, and those below it.
 
-        return await self._read(query)
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+        return await self._read(partial(sessions.family, of=session))
 
     async def events(
         self, session: StoredSession, *, first: int = 0, limit: int = EVENTS_PAGE
@@ -284,7 +248,7 @@ class Store:
             raise StoreUnavailable("was removed or replaced")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            receipts = [self._insert(post.batch, post.key) for post in group]
+            receipts = [self._insert(post.batch, post.key, post.parent) for post in group]
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:  # SQLite ends some by itself
@@ -292,30 +256,33 @@ class Store:
             raise
         return receipts
 
-    def _insert(self, batch: Batch, key: str | None) -> Receipt:
+    def _insert(self, batch: Batch, key: str | None, parent: str | None) -> Receipt:
         """Add one batch within the transaction that is under way."""
         execute = self._connection.execute
-        row: _SessionRow | None = execute(
-            "SELECT number, id, summary FROM sessions WHERE id = ?", (batch.session_id,)
+        known: tuple[int, str] | None = execute(
+            "SELECT number, summary FROM sessions WHERE id = ?", (batch.session_id,)
         ).fetchone()
-        known = None if row is None else _session(row)
         if known is not None and key is not None:
             earlier: tuple[int, str] | None = execute(
                 "SELECT accepted, rejected FROM batches WHERE session = ? AND key = ?",
-                (known.number, key),
+                (known[0], key),
             ).fetchone()
             if earlier is not None:
                 return Receipt(earlier[0], _decode_rejections(earlier[1]), duplicate=True)
-        before = Summary() if known is None else known.summary
+        before = Summary() if known is None else sessions.decode_summary(known[1])
         received = int(self._clock() * 1000)
         summary = msgspec.json.encode(add(before, batch, received=received)).decode()
         if known is None:
             number = execute(
-                "INSERT INTO sessions (id, summary) VALUES (?, ?)", (batch.session_id, summary)
+                "INSERT INTO sessions (id, summary, parent) VALUES (?, ?, ?)",
+                (batch.session_id, summary, parent),
             ).lastrowid
         else:
-            number = known.number
-            execute("UPDATE sessions SET summary = ? WHERE number = ?", (summary, number))
+            number = known[0]
+            execute(
+                "UPDATE sessions SET summary = ?, parent = coalesce(?, parent) WHERE number = ?",
+                (summary, parent, number),
+            )
         execute(
             "INSERT INTO batches (session, first, accepted, received, key, rejected, events)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -359,11 +326,6 @@ async def open_store(
         yield store
     finally:
         await store.aclose()
-
-
-def _session(row: _SessionRow) -> StoredSession:
-    number, session_id, summary = row
-    return StoredSession(number, session_id, _decode_summary(summary))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

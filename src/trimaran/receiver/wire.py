@@ -13,12 +13,22 @@ other programs is made from the same types.
 from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Union, cast, get_args
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from trimaran._events import BUILT_IN_EVENTS, Event, Tokens
+from trimaran.receiver.limits import MAX_ID
 
-__all__ = ["EVENTS", "LAST_TIMESTAMP", "MAX_NUMBER", "Envelope", "Head"]
+__all__ = [
+    "EVENTS",
+    "LAST_TIMESTAMP",
+    "MAX_NUMBER",
+    "PARENT_HEADER",
+    "Envelope",
+    "Head",
+    "parent_of",
+]
 
 MAX_NUMBER = 2**53 - 1
 """The greatest integer that every JSON reader keeps exact. Beyond it, sums go wrong."""
@@ -26,13 +36,13 @@ MAX_NUMBER = 2**53 - 1
 LAST_TIMESTAMP = 253_402_300_799_999
 """ms since the epoch, the end of the year 9999: no calendar goes further."""
 
-_MAX_ID = 256  # characters of a session id
 _MAX_TYPE = 128  # characters of an event's type
 
 # A session id becomes part of an address. The end of the pattern means the very end in
 # the dialect of JSON Schema and in Python's, whose $ would let a line break follow.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$(?!\n)"
 
+_SessionId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID, pattern=_PRINTABLE)]
 _Timestamp = Annotated[int, msgspec.Meta(ge=0, le=LAST_TIMESTAMP)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 
@@ -40,7 +50,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 class Envelope(msgspec.Struct):
     """The body of a post."""
 
-    session_id: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_ID, pattern=_PRINTABLE)]
+    session_id: _SessionId
     timestamp: _Timestamp
     events: list[msgspec.Raw]
     cli_version: str = ""
@@ -54,6 +64,24 @@ class Head(msgspec.Struct):
     type: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_TYPE)]
     timestamp: _Timestamp
     session_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+PARENT_HEADER = "trimaran-parent-session"
+"""Names the session that this one works for. The body has no room for it: other servers
+that take it know no further keys there."""
+
+
+def parent_of(header: str) -> str | None:
+    """The session id that a :data:`PARENT_HEADER` names; *header* with a character for a byte.
+
+    It is in UTF-8, with any bytes encoded as they are in an address: %20 is a space. None
+    for what no session can be called: a batch is not refused for what its parent is called.
+    """
+    try:
+        text = unquote_to_bytes(header.encode("latin-1")).decode()
+        return msgspec.convert(text, _SessionId)
+    except (UnicodeDecodeError, msgspec.ValidationError):
+        return None
 
 
 _Tokens = msgspec.defstruct(
