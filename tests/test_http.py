@@ -78,6 +78,20 @@ async def test_an_endless_body_is_read_to_a_bound(
 
     assert given.body == b"x" * ANSWER_LIMIT
     assert (await transport.attempt(request_to(endpoint.url))).status == 200
+    assert endpoint.connections == 2  # what was not read goes with the first
+
+
+async def test_a_body_within_the_bound_is_read_to_its_end(
+    transport: HttpTransport, endpoint: LoopbackEndpoint
+) -> None:
+    """All of it is given, and the connection serves on."""
+    endpoint.next(200, body=b"x" * (ANSWER_LIMIT - 1))
+
+    given = await transport.attempt(request_to(endpoint.url))
+
+    assert given.body == b"x" * (ANSWER_LIMIT - 1)
+    assert (await transport.attempt(request_to(endpoint.url))).status == 200
+    assert endpoint.connections == 1
 
 
 async def test_a_broken_exchange_is_a_transport_error(
@@ -158,14 +172,43 @@ async def test_the_hosts_log_has_no_line_of_ours(
 
 
 async def test_closing_takes_the_log_filter_away(endpoint: LoopbackEndpoint) -> None:
-    """Nothing of ours is left in the host's logging."""
-    before = list(logging.getLogger("httpx").filters)
-    opened = HttpTransport(max_connections=1)
-    await opened.attempt(request_to(endpoint.url))
+    """Nothing of ours is left in the host's logging, and what the host has there stays."""
 
-    await opened.aclose()
+    def of_the_host(_record: logging.LogRecord) -> bool:
+        return True
 
-    assert logging.getLogger("httpx").filters == before
+    logger = logging.getLogger("httpx")
+    logger.addFilter(of_the_host)
+    try:
+        opened = HttpTransport(max_connections=1)
+        for _ in range(2):
+            await opened.attempt(request_to(endpoint.url))
+        assert len(logger.filters) == 2
+
+        await opened.aclose()
+
+        assert logger.filters == [of_the_host]
+    finally:
+        logger.removeFilter(of_the_host)
+
+
+async def test_closing_one_transport_leaves_the_others_out_of_the_hosts_log(
+    transport: HttpTransport, endpoint: LoopbackEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two telemetries of a process share the client's logger, and each has a filter there."""
+    caplog.set_level(logging.INFO)
+    endpoint.next(delay=0.2)
+    other = HttpTransport(max_connections=1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.attempt, request_to(endpoint.url))
+        with trio.fail_after(5):
+            while not endpoint.requests:  # noqa: ASYNC110 - what comes over a socket is no event
+                await trio.sleep(0.01)
+        await other.attempt(request_to(endpoint.url))
+        await other.aclose()
+
+    assert [record for record in caplog.records if record.name.startswith("httpx")] == []
 
 
 async def test_a_hung_server_does_not_hold_up_flush_or_exit(endpoint: LoopbackEndpoint) -> None:

@@ -31,9 +31,14 @@ _MULTI_STATUS = 207
 _delivering: ContextVar[bool] = ContextVar("trimaran_delivering", default=False)
 
 
-def _is_not_ours(_record: logging.LogRecord) -> bool:
-    """Keeps httpx's line for each request out of the host's log, for our requests only."""
-    return not _delivering.get()
+class _NotOurs(logging.Filter):
+    """Keeps httpx's line for each request out of the host's log, for our requests only.
+
+    Each transport has one of its own: it is taken away while others make requests.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - they are all alike
+        return not _delivering.get()
 
 
 class _Body(httpx.AsyncByteStream):
@@ -117,6 +122,7 @@ class HttpTransport:
                 raise TransportError(f"a proxy variable cannot be used: {kind}") from None
             self._client = client(trust_env=False)
         self._logger = logging.getLogger(httpx.__name__)
+        self._not_ours = _NotOurs()
         self._url: tuple[str, httpx.URL] | None = None
         """The last one, as it came and parsed."""
 
@@ -134,7 +140,7 @@ class HttpTransport:
         raise TransportError(KeyboardInterrupt.__name__)
 
     async def _exchange(self, request: Request) -> Answer:
-        self._logger.addFilter(_is_not_ours)  # once only: adding it again changes nothing
+        self._logger.addFilter(self._not_ours)  # once only: adding it again changes nothing
         token = _delivering.set(True)
         try:
             response = await self._client.send(self._http_request(request), stream=True)
@@ -178,7 +184,7 @@ class HttpTransport:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        self._logger.removeFilter(_is_not_ours)
+        self._logger.removeFilter(self._not_ours)
         await self._client.aclose()
 
 
