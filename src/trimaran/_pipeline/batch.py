@@ -25,10 +25,11 @@ class KeptBatch:
     happens to this process, they are not lost.
     """
 
-    __slots__ = ("events", "is_being_sent", "is_delivered", "is_on_disk", "ledger")
+    __slots__ = ("events", "handed_by", "is_being_sent", "is_delivered", "is_on_disk", "ledger")
 
-    def __init__(self, ledger: Ledger, events: int) -> None:
+    def __init__(self, ledger: Ledger, events: int, handed_by: str = "") -> None:
         self.ledger: Ledger = ledger
+        self.handed_by: str = handed_by
         self.events: int = events
         """Events in it that the books know, and whose fate is open."""
         self.is_on_disk: bool = True
@@ -69,6 +70,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that its events are charged with in memory."""
     kept: KeptBatch | None = None
     """Its place on disk, if it has one."""
+    handed_by: str = ""
+    """The process that handed it over, where it is in a relay."""
 
     @property
     def tracked(self) -> int:

@@ -30,8 +30,6 @@ from trimaran._spool.values import Evicted, Kept, SpoolError
 
 __all__ = ["BUSY_TIMEOUT", "FILE_NAME", "SpoolFile", "known_version", "spool_directory"]
 
-SCHEMA_VERSION = 1
-
 BUSY_TIMEOUT = 1.0
 """Seconds to wait for another process that writes; its transactions take milliseconds."""
 
@@ -43,7 +41,8 @@ _EXPIRY_SLACK = 0.001
 
 FILE_NAME = "spool.db"
 
-_SCHEMA = """
+_VERSIONS = (
+    """
 CREATE TABLE batches (
     key TEXT PRIMARY KEY,
     position INTEGER NOT NULL,
@@ -63,7 +62,14 @@ CREATE TRIGGER batches_added AFTER INSERT ON batches
 BEGIN UPDATE totals SET bytes = bytes + NEW.size; END;
 CREATE TRIGGER batches_removed AFTER DELETE ON batches
 BEGIN UPDATE totals SET bytes = bytes - OLD.size; END;
-"""
+""",
+    """
+ALTER TABLE batches ADD COLUMN handed_by TEXT NOT NULL DEFAULT '';
+""",
+)
+"""What makes each version of the tables out of the one before; the first out of nothing."""
+
+SCHEMA_VERSION = len(_VERSIONS)
 
 
 def spool_directory(app: str, spool: Spool) -> Path:
@@ -97,6 +103,8 @@ class SpoolFile:
         most_seconds: that a batch is kept.
         survives: what a batch that was put survives.
         wall_clock: seconds since the epoch.
+        evicts: whether the oldest make room for what comes; if not, what has no room is not
+            kept, and that is an error.
     """
 
     def __init__(
@@ -109,6 +117,7 @@ class SpoolFile:
         most_seconds: float,
         survives: Survives,
         wall_clock: Callable[[], float],
+        evicts: bool = True,
     ) -> None:
         self._directory = directory
         self._owner = owner
@@ -117,6 +126,7 @@ class SpoolFile:
         self._most_seconds = most_seconds
         self._synchronous = "FULL" if survives == "power_loss" else "NORMAL"
         self._wall_clock = wall_clock
+        self._evicts = evicts
         self._expired_at = -math.inf
         """When it was last looked for what is too old, in seconds since the epoch."""
         self._database: sqlite3.Connection | None = None
@@ -132,7 +142,9 @@ class SpoolFile:
         with self._transaction():
             yield
 
-    def put(self, key: str, body: bytes, *, events: int, reports: int) -> list[Evicted]:
+    def put(
+        self, key: str, body: bytes, *, events: int, reports: int, handed_by: str = ""
+    ) -> list[Evicted]:
         """Keep a batch; what had to make room for it, or was too old, is told.
 
         Only this process's own batches make room, the oldest first; a batch that has no
@@ -146,11 +158,24 @@ class SpoolFile:
             evicted = self._expired(database, self._owner) if self._may_have_expired(now) else []
             database.execute(
                 "INSERT INTO batches"
-                " (key, position, owner, destination, created, events, reports, size, body)"
-                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ? FROM batches",
-                (key, self._owner, self._destination, now, events, reports, len(body), body),
+                " (key, position, owner, destination, created, events, reports, size, body,"
+                " handed_by)"
+                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ? FROM batches",
+                (
+                    key,
+                    self._owner,
+                    self._destination,
+                    now,
+                    events,
+                    reports,
+                    len(body),
+                    body,
+                    handed_by,
+                ),
             )
             while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
+                if not self._evicts:
+                    raise SpoolError(f"{self._directory / FILE_NAME}: is full")
                 oldest = self._removed(
                     database,
                     DropReason.SPOOL_FULL,
@@ -195,8 +220,10 @@ class SpoolFile:
         with self._transaction() as database:
             for half, body, events, reports in halves:
                 database.execute(
-                    "INSERT OR IGNORE INTO batches SELECT ?, position, owner, destination,"
-                    " created, ?, ?, ?, ? FROM batches WHERE key = ?",
+                    "INSERT OR IGNORE INTO batches (key, position, owner, destination, created,"
+                    " events, reports, size, body, handed_by)"
+                    " SELECT ?, position, owner, destination, created, ?, ?, ?, ?, handed_by"
+                    " FROM batches WHERE key = ?",
                     (half, events, reports, len(body), body, key),
                 )
             return database.execute("DELETE FROM batches WHERE key = ?", (key,)).rowcount > 0
@@ -219,9 +246,9 @@ class SpoolFile:
                 if lock is None:
                     continue
                 taken += [
-                    Kept(key=key, events=events, reports=reports)
-                    for key, events, reports in database.execute(
-                        "SELECT key, events, reports FROM batches"
+                    Kept(key=key, events=events, reports=reports, handed_by=handed_by)
+                    for key, events, reports, handed_by in database.execute(
+                        "SELECT key, events, reports, handed_by FROM batches"
                         " WHERE owner = ? AND destination = ? ORDER BY position, key",
                         (owner, self._destination),
                     )
@@ -253,21 +280,36 @@ class SpoolFile:
                         )
                         lock.release(remove=owns.fetchone() is None)
 
-    def withdraw(self) -> None:
+    def destinations(self) -> list[str]:
+        """What batches are bound to, of all owners; in the order of their first ones.
+
+        Raises:
+            SpoolError: it cannot be read.
+        """
+        with self._errors_told():
+            rows = self._opened().execute(
+                "SELECT destination FROM batches GROUP BY destination ORDER BY min(position)"
+            )
+            return [destination for (destination,) in rows]
+
+    def withdraw(self, handed_by: str | None = None) -> None:
         """Consent is gone: nothing of this process, or of dead ones, stays for its destination.
 
-        It is overwritten, also in SQLite's log unless another process is at work on that.
+        Of what was *handed_by* somebody, if that is said, and of nobody else; only of this
+        process then, which has taken over what dead ones left. It is overwritten, also in SQLite's log unless another process is at work on that.
 
         Raises:
             SpoolError: it stays on disk, unsent.
         """
-        self.take_over()
+        if handed_by is None:
+            self.take_over()
         with self._errors_told():
             self._opened().execute("PRAGMA secure_delete = ON")
         with self._transaction() as database:
             database.execute(
-                "DELETE FROM batches WHERE owner = ? AND destination = ?",
-                (self._owner, self._destination),
+                "DELETE FROM batches WHERE owner = ? AND destination = ?"
+                " AND coalesce(handed_by = ?, TRUE)",
+                (self._owner, self._destination, handed_by),
             )
         with self._errors_told():
             self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -363,11 +405,11 @@ class SpoolFile:
         # Some systems have it on: to overwrite what is deleted takes as long as to write it.
         database.execute("PRAGMA secure_delete = OFF")
         database.execute("BEGIN IMMEDIATE")
-        if known_version(database, path) == 0:
-            for statement in _SCHEMA.strip().split(";\n"):
+        for version in _VERSIONS[known_version(database, path) :]:
+            for statement in version.strip().split(";\n"):
                 if statement:
                     database.execute(statement)
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
 
 

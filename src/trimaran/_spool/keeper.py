@@ -84,7 +84,11 @@ class SpoolKeeper:
                 self._file.remove(decided)
                 for batch in batches:
                     evicted += self._file.put(
-                        batch.key, batch.body or b"", events=batch.events, reports=batch.reports
+                        batch.key,
+                        batch.body or b"",
+                        events=batch.events,
+                        reports=batch.reports,
+                        handed_by=batch.handed_by,
                     )
             self._evicted += evicted
 
@@ -94,7 +98,9 @@ class SpoolKeeper:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return list(batches)
         self._removed(decided)
-        places = [self._place(batch.key, ledger, batch.tracked) for batch in batches]
+        places = [
+            self._place(batch.key, ledger, batch.tracked, batch.handed_by) for batch in batches
+        ]
         # Should there be no room even for one of them, it goes on from memory.
         for place in places:
             place.is_being_sent = True
@@ -157,7 +163,7 @@ class SpoolKeeper:
         kept.decided(kept.events)
         parts: list[Batch] = []
         for part in (first, second):
-            place = self._place(part.key, kept.ledger, part.tracked)
+            place = self._place(part.key, kept.ledger, part.tracked, kept.handed_by)
             place.is_being_sent = True
             parts.append(replace(part, kept=place))
         return parts[0], parts[1]
@@ -202,9 +208,16 @@ class SpoolKeeper:
         for row in taken:
             tracked = row.events - row.reports
             ledger.track(tracked)
-            kept = self._place(row.key, ledger, tracked)
+            kept = self._place(row.key, ledger, tracked, row.handed_by)
             batches.append(
-                Batch(key=row.key, body=None, events=row.events, reports=row.reports, kept=kept)
+                Batch(
+                    key=row.key,
+                    body=None,
+                    events=row.events,
+                    reports=row.reports,
+                    kept=kept,
+                    handed_by=row.handed_by,
+                )
             )
         self._book_withdrawal_since(withdrawals, *(row.key for row in taken))
         return batches
@@ -218,10 +231,24 @@ class SpoolKeeper:
         kept, self._kept = self._kept, {}
         for batch in kept.values():
             batch.evicted(DropReason.CONSENT_WITHDRAWN)
+        await self._withdraw(None)
+
+    async def withdraw_of(self, handed_by: str) -> bool:
+        """As :meth:`withdraw`, for what a process handed over; nothing may be kept meanwhile.
+
+        Whether the disk obeyed.
+        """
+        for key in [key for key, kept in self._kept.items() if kept.handed_by == handed_by]:
+            self._evict(key, DropReason.CONSENT_WITHDRAWN)
+        return await self._withdraw(handed_by)
+
+    async def _withdraw(self, handed_by: str | None) -> bool:
         try:
-            await self._run(self._file.withdraw)
+            await self._run(lambda: self._file.withdraw(handed_by))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. What is kept stays."""
@@ -242,8 +269,8 @@ class SpoolKeeper:
         self._book()
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    def _place(self, key: str, ledger: Ledger, events: int) -> KeptBatch:
-        self._kept[key] = kept = KeptBatch(ledger, events)
+    def _place(self, key: str, ledger: Ledger, events: int, handed_by: str) -> KeptBatch:
+        self._kept[key] = kept = KeptBatch(ledger, events, handed_by)
         return kept
 
     def _removed(self, decided: Sequence[str]) -> None:

@@ -28,6 +28,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     events: int
     reports: int
+    handed_by: str = ""
+    """Whose it is, on the disk of a relay."""
 
 
 class SpooledRow(msgspec.Struct, frozen=True, kw_only=True):
