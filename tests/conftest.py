@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,14 @@ import pytest
 import trio
 
 from trimaran.receiver import Receiver, run_receiver
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C, which some tests send: a shell lets what it starts in the background
+    ignore it, and all children of that with it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
