@@ -279,6 +279,7 @@ class ThreadTelemetry:
         model_id: str = "",
         provider_id: str = "",
         session_id: str | None = None,
+        parent_session_id: str | None = None,
         announce: bool = True,
     ) -> Generator[ThreadSession]:
         """Open a session: ``with telemetry.session(...) as session``.
@@ -300,6 +301,7 @@ class ThreadTelemetry:
             model_id=model_id,
             provider_id=provider_id,
             session_id=session_id,
+            parent_session_id=parent_session_id,
             announce=announce,
         )
         with self._loop.held(opened, patience=PATIENCE) as live:

@@ -32,7 +32,7 @@ from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.sender import Sender
 from trimaran._pipeline.spooler import MOST_TOGETHER, MOST_WAITING, spool_batches
-from trimaran._pipeline.wire import Context
+from trimaran._pipeline.wire import LONGEST_PARENT, Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
 from trimaran._settings import Settings
@@ -49,6 +49,8 @@ class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a session says of itself and, where they say nothing else, of its events."""
 
     session_id: str
+    parent_session_id: str = ""
+    """The session that it works for as a sub-agent; "" for none."""
     project_id: str = ""
     agent: str = ""
     model_id: str = ""
@@ -129,6 +131,7 @@ class LiveSession(Session):
             cli_version=shared.version,
             user_email=shared.user_email,
             project_id=mask_text(context.project_id, shared.home),
+            parent_session_id=self._parent_that_can_be_named(context.parent_session_id),
         )
         self._key_prefix = shared.new_id()
         self._sends = 0
@@ -330,6 +333,13 @@ class LiveSession(Session):
             )
         )
         return from_spooler
+
+    def _parent_that_can_be_named(self, session_id: str) -> str:
+        """*session_id*, or "" where it is too long for a header."""
+        if len(session_id) <= LONGEST_PARENT:
+            return session_id
+        self._diagnostics.warn("telemetry parent session not named", characters=len(session_id))
+        return ""
 
     def _settled(self, size: int) -> None:
         """A batch of *size* bytes has its fate."""

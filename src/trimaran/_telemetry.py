@@ -67,6 +67,7 @@ class Telemetry:
         model_id: str = "",
         provider_id: str = "",
         session_id: str | None = None,
+        parent_session_id: str | None = None,
         announce: bool = True,
     ) -> AbstractAsyncContextManager[Session]:
         """Open a session: ``async with telemetry.session(...) as session``.
@@ -82,6 +83,9 @@ class Telemetry:
             model_id: the model of its generations, where they name no other.
             provider_id: who runs that model.
             session_id: a new one, if None.
+            parent_session_id: the session that this one works for, if it is that of a
+                sub-agent. Any text of up to 256 characters; a longer one is not sent, and
+                warned about. It goes out in a header, for the receiver to show the tree.
             announce: False makes neither ``session_start`` nor ``session_end``; for the
                 replay of a recorded session, whose own are among its events. What a
                 ``session_end`` tracked there leaves unset is filled in as ever.
@@ -93,6 +97,7 @@ class Telemetry:
         return self._supervisor.session(
             SessionContext(
                 session_id=text_of(session_id),
+                parent_session_id=text_of(parent_session_id),
                 project_id=text_of(project_id),
                 agent=text_of(agent),
                 model_id=text_of(model_id),

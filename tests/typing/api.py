@@ -122,7 +122,12 @@ run_blocking: trimaran.RunBlocking = at_once
 async def record(telemetry: trimaran.Telemetry) -> None:
     """Everything that a session takes."""
     async with telemetry.session(
-        project_id="p", agent="build", model_id="m", provider_id="v", session_id=None
+        project_id="p",
+        agent="build",
+        model_id="m",
+        provider_id="v",
+        session_id=None,
+        parent_session_id="ses_1",
     ) as session:
         assert_type(session, trimaran.Session)
         assert_type(session.id, str)

@@ -64,6 +64,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """How many of them, from the first, are reports of losses: these are in no book."""
     losses: Mapping[DropReason, int] = {}
     """The losses that the reports speak of."""
+    parent_session_id: str = ""
+    """The session that the one of these events works for; "" for none."""
     flushes: Sequence[Flush] = ()
     """Marks that are reached when this batch has its fate."""
     size: int = 0

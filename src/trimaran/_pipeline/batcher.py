@@ -254,6 +254,7 @@ class _Stage:
             events=len(events),
             reports=len(reports),
             losses=losses,
+            parent_session_id=self._context.parent_session_id,
             flushes=bundle.flushes,
             size=bundle.size,
         )

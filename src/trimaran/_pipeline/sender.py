@@ -128,6 +128,7 @@ class Sender:
                 "content-type": "application/json",
                 "user-agent": f"trimaran/{__version__}",
                 "idempotency-key": batch.key,
+                **wire.parent_headers(batch.parent_session_id),
             },
             body,
             batch.events,

@@ -8,21 +8,28 @@ Does not know: how requests are made, what an event means.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 import msgspec
 
 __all__ = [
     "INGEST_PATH",
+    "LONGEST_PARENT",
     "Context",
     "Stamper",
     "body",
     "endpoint_url",
     "halves",
+    "parent_headers",
     "refused_indexes",
     "stamped",
 ]
 
 INGEST_PATH = "/api/observability/ingest"
+
+LONGEST_PARENT = 256
+"""Characters of a parent's id that is sent. Encoded they take 3 KiB at most; servers take
+8 KiB or 16 KiB of headers, and refuse the request beyond that."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -34,6 +41,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     cli_version: str = ""
     user_email: str = ""
     project_id: str = ""
+    parent_session_id: str = ""
+    """The session that this one works for as a sub-agent; not in the body."""
 
 
 class _Body(msgspec.Struct):
@@ -62,6 +71,17 @@ _partial_answers = msgspec.json.Decoder(_PartialAnswer)
 def endpoint_url(base: str) -> str:
     """The URL that batches are posted to."""
     return base.rstrip("/") + INGEST_PATH
+
+
+def parent_headers(parent_session_id: str) -> dict[str, str]:
+    """The header that names a session's parent; none where there is none.
+
+    The id is percent-encoded as in an address, so that a header can carry any text, and
+    nothing in it can end the header.
+    """
+    if not parent_session_id:
+        return {}
+    return {"trimaran-parent-session": quote(parent_session_id, safe="")}
 
 
 def stamped(encoded: bytes, *, timestamp: int, session_id_json: bytes) -> bytes:
