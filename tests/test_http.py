@@ -6,6 +6,8 @@ import gc
 import logging
 import socket
 import warnings
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +81,25 @@ async def test_an_endless_body_is_read_to_a_bound(
     assert given.body == b"x" * ANSWER_LIMIT
     assert (await transport.attempt(request_to(endpoint.url))).status == 200
     assert endpoint.connections == 2  # what was not read goes with the first
+
+
+async def test_what_comes_beyond_the_bound_in_one_piece_with_it_is_cut(
+    transport: HttpTransport, nursery: trio.Nursery
+) -> None:
+    """However a server cuts its body into packets."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        with suppress(trio.BrokenResourceError):
+            # The first of the pieces that are read is shorter, by as much as the head takes.
+            await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (4 * ANSWER_LIMIT))
+
+    [listener] = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+    url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+
+    given = await transport.attempt(request_to(url))
+
+    assert given.body == b"x" * ANSWER_LIMIT
 
 
 async def test_a_body_within_the_bound_is_read_to_its_end(
