@@ -66,6 +66,9 @@ BEGIN UPDATE totals SET bytes = bytes - OLD.size; END;
     """
 ALTER TABLE batches ADD COLUMN handed_by TEXT NOT NULL DEFAULT '';
 """,
+    """
+ALTER TABLE batches ADD COLUMN parent_session_id TEXT NOT NULL DEFAULT '';
+""",
 )
 """What makes each version of the tables out of the one before; the first out of nothing."""
 
@@ -143,7 +146,14 @@ class SpoolFile:
             yield
 
     def put(
-        self, key: str, body: bytes, *, events: int, reports: int, handed_by: str = ""
+        self,
+        key: str,
+        body: bytes,
+        *,
+        events: int,
+        reports: int,
+        handed_by: str = "",
+        parent_session_id: str = "",
     ) -> list[Evicted]:
         """Keep a batch; what had to make room for it, or was too old, is told.
 
@@ -159,8 +169,8 @@ class SpoolFile:
             database.execute(
                 "INSERT INTO batches"
                 " (key, position, owner, destination, created, events, reports, size, body,"
-                " handed_by)"
-                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ? FROM batches",
+                " handed_by, parent_session_id)"
+                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM batches",
                 (
                     key,
                     self._owner,
@@ -171,6 +181,7 @@ class SpoolFile:
                     len(body),
                     body,
                     handed_by,
+                    parent_session_id,
                 ),
             )
             while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
@@ -221,9 +232,9 @@ class SpoolFile:
             for half, body, events, reports in halves:
                 database.execute(
                     "INSERT OR IGNORE INTO batches (key, position, owner, destination, created,"
-                    " events, reports, size, body, handed_by)"
-                    " SELECT ?, position, owner, destination, created, ?, ?, ?, ?, handed_by"
-                    " FROM batches WHERE key = ?",
+                    " events, reports, size, body, handed_by, parent_session_id)"
+                    " SELECT ?, position, owner, destination, created, ?, ?, ?, ?, handed_by,"
+                    " parent_session_id FROM batches WHERE key = ?",
                     (half, events, reports, len(body), body, key),
                 )
             return database.execute("DELETE FROM batches WHERE key = ?", (key,)).rowcount > 0
@@ -246,9 +257,15 @@ class SpoolFile:
                 if lock is None:
                     continue
                 taken += [
-                    Kept(key=key, events=events, reports=reports, handed_by=handed_by)
-                    for key, events, reports, handed_by in database.execute(
-                        "SELECT key, events, reports, handed_by FROM batches"
+                    Kept(
+                        key=key,
+                        events=events,
+                        reports=reports,
+                        handed_by=handed_by,
+                        parent_session_id=parent_session_id,
+                    )
+                    for key, events, reports, handed_by, parent_session_id in database.execute(
+                        "SELECT key, events, reports, handed_by, parent_session_id FROM batches"
                         " WHERE owner = ? AND destination = ? ORDER BY position, key",
                         (owner, self._destination),
                     )

@@ -89,6 +89,7 @@ class SpoolKeeper:
                         events=batch.events,
                         reports=batch.reports,
                         handed_by=batch.handed_by,
+                        parent_session_id=batch.parent_session_id,
                     )
             self._evicted += evicted
 
@@ -217,6 +218,7 @@ class SpoolKeeper:
                     reports=row.reports,
                     kept=kept,
                     handed_by=row.handed_by,
+                    parent_session_id=row.parent_session_id,
                 )
             )
         self._book_withdrawal_since(withdrawals, *(row.key for row in taken))

@@ -30,6 +30,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     reports: int
     handed_by: str = ""
     """Whose it is, on the disk of a relay."""
+    parent_session_id: str = ""
+    """The session that the one of its events works for."""
 
 
 class SpooledRow(msgspec.Struct, frozen=True, kw_only=True):
