@@ -18,7 +18,7 @@ from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint.circuit import Circuit, RetryBudget
 from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.pauses import Pauses
-from trimaran._endpoint.token import TokenKeeper
+from trimaran._endpoint.token import Tokens
 from trimaran._pipeline.retry import backoff, is_failing, retry_after_seconds
 from trimaran._settings import Settings
 from trimaran._transport import Answer, GivenUp, Request, Transport, TransportError
@@ -92,7 +92,7 @@ class Endpoint:
         decision: Decision,
         *,
         transport: Transport | None,
-        tokens: TokenKeeper | None,
+        tokens: Tokens | None,
         consent: Consent,
         settings: Settings,
         diagnostics: Diagnostics,

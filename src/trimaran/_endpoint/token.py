@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 import trio
@@ -16,7 +17,7 @@ import trio
 from trimaran._account import AccountProvider
 from trimaran._diagnostics import Diagnostics
 
-__all__ = ["TokenKeeper", "expiry_of", "is_usable_token"]
+__all__ = ["TokenKeeper", "Tokens", "expiry_of", "is_usable_token"]
 
 REFRESH_AHEAD = 60.0
 """Seconds before a known expiry at which a token is renewed; a tenth of what is left of
@@ -28,6 +29,32 @@ class _Claims(msgspec.Struct):
 
 
 _claims = msgspec.json.Decoder(_Claims)
+
+
+class Tokens(Protocol):
+    """Where an endpoint has its token from."""
+
+    @property
+    def held(self) -> str | None:
+        """The token as it is; None where there is none to try."""
+        ...
+
+    @property
+    def next_refresh_at(self) -> float:
+        """When another one may be had, by trio's clock."""
+        ...
+
+    async def current(self) -> str | None:
+        """The token to try; None where there is none for now."""
+        ...
+
+    async def renewed(self, *, after: str | None) -> str | None:
+        """A token other than *after*; None if there is none."""
+        ...
+
+    def refuse(self, token: str) -> None:
+        """The endpoint refused *token*."""
+        ...
 
 
 class TokenKeeper:
