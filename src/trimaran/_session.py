@@ -265,5 +265,5 @@ def current_session() -> Session:
 
     A task inherits it from the code that started it.
     """
-    session = current.get()
-    return SILENT if session is None else session
+    innermost = current.get()
+    return SILENT if innermost is None else innermost.session

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
-from trimaran._current import current
+from trimaran._current import current, entered
 from trimaran._live_session import LiveSession, SessionContext, Shared
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
@@ -143,18 +143,6 @@ class Supervisor:
         self._scope.deadline = trio.current_time() + self.shared.settings.drain_timeout
         self._closing.set()
         self.shared.endpoint.hurry()
-
-
-@contextmanager
-def entered(session: Session) -> Generator[Session]:
-    """Make *session* the current one of the block."""
-    entered = current.set(session)
-    try:
-        yield session
-    finally:
-        # Left in another context than it was entered in, there is nothing to undo here.
-        with suppress(ValueError):
-            current.reset(entered)
 
 
 @contextmanager
