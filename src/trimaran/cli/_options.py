@@ -75,6 +75,12 @@ def replay_options(function: _Function) -> _Function:
                 callback=_check_session,
                 help="Put everything into this one session, whatever the lines say.",
             ),
+            click.option(
+                "--parent-session",
+                "parent_session_id",
+                metavar="ID",
+                help="The session for which all of these worked, as those of sub-agents.",
+            ),
             click.option("--project-id", metavar="ID", help="The project, whatever the lines say."),
             click.option(
                 "--app-version",

@@ -118,6 +118,7 @@ class RecordedSessions:
         telemetry: an enabled one.
         nursery: where each session has a task, and with it a context of its own.
         session_id: the one for everything, whatever the events say; None for one each.
+        parent_session_id: the session that all of them worked for, if there is one.
         project_id: of all; None takes that of each session's start.
         most_open: sessions open, or not yet delivered, at once.
     """
@@ -128,12 +129,14 @@ class RecordedSessions:
         nursery: trio.Nursery,
         *,
         session_id: str | None = None,
+        parent_session_id: str | None = None,
         project_id: str | None = None,
         most_open: int = MOST_OPEN,
     ) -> None:
         self._telemetry = telemetry
         self._nursery = nursery
         self._only_id = session_id
+        self._parent_id = parent_session_id
         self._project_id = project_id
         self._places = trio.Semaphore(most_open)
         self._open: OrderedDict[str | None, _Recorded] = OrderedDict()
@@ -184,7 +187,10 @@ class RecordedSessions:
     ) -> None:
         """Keep a session open until it is closed, and then until it is delivered."""
         async with self._telemetry.session(
-            session_id=key, project_id=project_id, announce=False
+            session_id=key,
+            parent_session_id=self._parent_id,
+            project_id=project_id,
+            announce=False,
         ) as session:
             self._unsettled.add(session)
             recorded = _Recorded(session)

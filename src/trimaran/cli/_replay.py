@@ -51,6 +51,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None = None
     credentials: str | None = None
     session_id: str | None = None
+    parent_session_id: str | None = None
     project_id: str | None = None
     names: tuple[str, ...] = ()
     """Log records that are events of the host's own."""
@@ -190,6 +191,7 @@ class _Replay:
                         telemetry,
                         keeping,
                         session_id=self._options.session_id,
+                        parent_session_id=self._options.parent_session_id,
                         project_id=self._options.project_id,
                     )
                     watching.start_soon(self._watch, sessions, scope, telemetry.decision.url)
