@@ -14,6 +14,7 @@ from trimaran._account import (
     CredentialsFile,
     StaticAccount,
 )
+from trimaran._attached import attach
 from trimaran._decision import Decision, Tier, resolve
 from trimaran._events import (
     BridgeCall,
@@ -31,6 +32,7 @@ from trimaran._events import (
     ToolOutputsPruned,
 )
 from trimaran._hooks import Dropped, Problem
+from trimaran._in_thread import ThreadSession, ThreadTelemetry, open_in_thread
 from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
@@ -72,6 +74,8 @@ __all__ = [
     "StaticAccount",
     "Statistics",
     "Telemetry",
+    "ThreadSession",
+    "ThreadTelemetry",
     "Tier",
     "Tokens",
     "ToolCall",
@@ -80,7 +84,9 @@ __all__ = [
     "Transport",
     "TransportError",
     "__version__",
+    "attach",
     "current_session",
+    "open_in_thread",
     "open_telemetry",
     "resolve",
     "run_telemetry",

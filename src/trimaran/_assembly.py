@@ -16,10 +16,12 @@ import trio
 from trimaran._account import Account, AccountProvider, CredentialsError
 from trimaran._decision import Decision, Tier
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import Endpoint
+from trimaran._endpoint import Endpoint, WayOut
 from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.outages import Outages
+from trimaran._endpoint.through_parent import ThroughParent
 from trimaran._endpoint.token import TokenKeeper, is_usable_token
+from trimaran._environment import Parent
 from trimaran._hooks import Hooks
 from trimaran._live_session import Shared
 from trimaran._pipeline.encoder import jsonable
@@ -29,7 +31,7 @@ from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
 from trimaran._transport import Transport
 
-__all__ = ["Host", "assemble", "look_up", "text_of"]
+__all__ = ["Host", "assemble", "assemble_in_session", "look_up", "text_of"]
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,33 +68,102 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
     """
     outages = Outages(host.diagnostics, host.now)
     user_email = "" if account is None else text_of(account.email)
-    return Shared(
-        endpoint=Endpoint(
-            decision,
-            transport=host.transport,
-            tokens=_token_keeper(token, host),
-            consent=Consent(
-                app=host.app,
-                environ=host.environ,
-                ask=host.consent,
-                provider=host.provider if decision.tier is Tier.AUTHENTICATED else None,
-                account=account,
-                now=host.now,
-                timeout=host.settings.account_timeout,
-                diagnostics=host.diagnostics,
-            ),
-            settings=host.settings,
-            diagnostics=host.diagnostics,
-            random=host.random,
-            wall_clock=host.wall_clock,
-            on_change=outages.change,
+    return _shared(
+        _endpoint(decision, account, token, host, outages),
+        outages,
+        host,
+        tier=decision.tier,
+        user_email=user_email,
+        keeper=_spool_keeper(destination_of(decision, user_email), host),
+        parent=None,
+    )
+
+
+def assemble_in_session(
+    parent: Parent, decision: Decision, account: Account | None, token: str | None, host: Host
+) -> tuple[Shared, ThroughParent]:
+    """What a process needs that takes part in another's session; and the way to that.
+
+    Args:
+        parent: whose session it is.
+        decision: where events go once the parent is gone; disabled, they go nowhere then.
+        account: as in :func:`assemble`, and so for the next two.
+        token: the account's token of the moment.
+        host: the rest.
+    """
+    outages = Outages(host.diagnostics, host.now)
+    is_direct = decision.enabled
+    endpoint = ThroughParent(
+        parent,
+        direct=_endpoint(decision, account, token, host, outages) if is_direct else None,
+        consent=_consent(None, None, host),
+        diagnostics=host.diagnostics,
+    )
+    shared = _shared(
+        endpoint,
+        outages,
+        host,
+        tier=parent.tier,
+        user_email="" if account is None else text_of(account.email),
+        keeper=None,
+        parent=parent,
+    )
+    return shared, endpoint
+
+
+def _endpoint(
+    decision: Decision, account: Account | None, token: str | None, host: Host, outages: Outages
+) -> Endpoint:
+    return Endpoint(
+        decision,
+        transport=host.transport,
+        tokens=_token_keeper(token, host),
+        consent=_consent(
+            host.provider if decision.tier is Tier.AUTHENTICATED else None, account, host
         ),
+        settings=host.settings,
+        diagnostics=host.diagnostics,
+        random=host.random,
+        wall_clock=host.wall_clock,
+        on_change=outages.change,
+    )
+
+
+def _consent(provider: AccountProvider | None, account: Account | None, host: Host) -> Consent:
+    return Consent(
+        app=host.app,
+        environ=host.environ,
+        ask=host.consent,
+        provider=provider,
+        account=account,
+        now=host.now,
+        timeout=host.settings.account_timeout,
+        diagnostics=host.diagnostics,
+    )
+
+
+def _shared(
+    endpoint: WayOut,
+    outages: Outages,
+    host: Host,
+    *,
+    tier: Tier,
+    user_email: str,
+    keeper: SpoolKeeper | None,
+    parent: Parent | None,
+) -> Shared:
+    return Shared(
+        endpoint=endpoint,
         settings=host.settings,
         budget=MemoryBudget(host.settings.memory_bytes),
         diagnostics=host.diagnostics,
         hooks=host.hooks,
         outages=outages,
-        keeper=_spool_keeper(destination_of(decision, user_email), host),
+        keeper=keeper,
+        app=text_of(host.app),
+        tier=tier,
+        environ=host.environ,
+        parent=parent,
         version=text_of(host.version),
         user_email=user_email,
         home=host.environ.get("HOME") or host.environ.get("USERPROFILE"),

@@ -61,6 +61,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         """Whether anything is sent at all."""
         return self.tier is not Tier.DISABLED
 
+    @property
+    def is_opt_out(self) -> bool:
+        """Whether somebody has switched it off, rather than that it is not set up."""
+        switched_off = self.source in {"code", "DO_NOT_TRACK"}
+        return switched_off or self.source.endswith("_TELEMETRY_DISABLED")
+
 
 def switch_name(app: str, switch: str) -> str:
     """The environment variable of an app's switch: ``ALTIMATE_TELEMETRY_URL``."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -35,6 +35,7 @@ __all__ = [
     "ToolCall",
     "ToolOutputsPruned",
     "ToolType",
+    "read_back",
     "tool_type_of",
 ]
 
@@ -332,3 +333,28 @@ BUILT_IN_EVENTS: Mapping[str, type[Event]] = {
     "tool_outputs_pruned": ToolOutputsPruned,
 }
 """Wire name to class."""
+
+
+def read_back(values: Mapping[str, Any], kind: type[Event]) -> Event:
+    """An event as it was tracked, from its JSON form: its values are of the types that its
+    class declares, or what JSON makes of whatever else was put there.
+
+    Raises:
+        TypeError: there is no value for a field that needs one.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError:
+        found: dict[str, Any] = {
+            field.name: _value(values[field.encode_name], field.type)
+            for field in msgspec.structs.fields(kind)
+            if field.encode_name in values
+        }
+        return kind(**found)
+
+
+def _value(value: object, kind: Any) -> object:  # noqa: ANN401 - an annotation may be anything
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return value

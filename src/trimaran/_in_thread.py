@@ -132,6 +132,10 @@ class DistantSession(Session):
         """See :meth:`Session.statistics`."""
         return self._here.statistics()
 
+    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """See :meth:`Session.to_env`."""
+        return self._here.to_env(base)
+
     def generation(
         self,
         *,

@@ -7,8 +7,10 @@ Does not know: other sessions, the tier, how the network is reached.
 
 from __future__ import annotations
 
+import math
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -17,11 +19,15 @@ from typing import cast
 import msgspec
 import trio
 
+from trimaran._children import Children
 from trimaran._current import current
+from trimaran._decision import Tier
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import WayOut
 from trimaran._endpoint.outages import Outages
+from trimaran._environment import PROTOCOL, Parent, with_parent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
+from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped, Hooks
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import batch_events
@@ -37,12 +43,17 @@ from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
 from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
+from trimaran._trace import TRACEPARENT
 
 __all__ = ["LiveSession", "SessionContext", "Shared"]
 
 _CALLS_BETWEEN_YIELDS = 128
 """Calls of ``send`` after which other tasks get a turn. One turn costs as much as ten
 events, and the pipeline moves up to 200 of them in each."""
+
+
+_NO_THREAD = 0
+"""What no thread is called."""
 
 
 class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +79,14 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     outages: Outages
     keeper: SpoolKeeper | None
     """The spool, if there is one."""
+    app: str
+    """The host's name."""
     version: str
     """The host's."""
+    tier: Tier
+    environ: Mapping[str, str]
+    parent: Parent | None
+    """The process whose session this one takes part in, if it is not its own."""
     user_email: str
     """"" for anonymous events."""
     home: str | None
@@ -93,6 +110,7 @@ class LiveSession(Session):
 
     def __init__(self, context: SessionContext, shared: Shared, *, announce: bool) -> None:
         settings = shared.settings
+        self._shared = shared
         self._token = trio.lowlevel.current_trio_token()
         self._context = context
         self._announce = announce
@@ -134,9 +152,23 @@ class LiveSession(Session):
             parent_session_id=self._parent_that_can_be_named(context.parent_session_id),
         )
         self._key_prefix = shared.new_id()
+        self._children = Children(
+            self._key_prefix,
+            take=self._take_from_child,
+            refuse=self._refuse_from_child,
+            diagnostics=shared.diagnostics,
+            environ=shared.environ,
+            strict=settings.strict,
+        )
+        self._pid = os.getpid()
+        self._stages: trio.Nursery | None = None
+        self._latest_end = math.inf
+        """When children must have left, since the telemetry is left; by trio's clock."""
         self._sends = 0
         self._begun = self._now()
         self._closed = False
+        self._is_finished = False
+        tell_if_forked(self)
         if announce:
             self.track(
                 SessionStart(
@@ -238,16 +270,92 @@ class LiveSession(Session):
         """See :meth:`Session.bridge_call`."""
         return BridgeMeasure(self.track, self._now, method)
 
+    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """See :meth:`Session.to_env`."""
+        base = os.environ if base is None else base
+        environ = with_parent(
+            base,
+            self._as_parent() if self._shared.parent is None else self._shared.parent,
+            traceparent=self._shared.environ.get(TRACEPARENT),
+        )
+        if environ is None:
+            self._diagnostics.warn("telemetry takes no children", reason="its context is too long")
+            return without_parent(base)
+        return environ
+
+    def _as_parent(self) -> Parent:
+        """What children are told; somebody listens for them from now on."""
+        place = self._children.place()
+        if threading.get_ident() == self._thread:
+            self._await_children()
+        elif place is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._await_children, idempotent=True)
+        shared, context = self._shared, self._context
+        return Parent(
+            protocol=PROTOCOL,
+            tier=shared.tier,
+            app=shared.app,
+            session_id=context.session_id,
+            pid=self._pid,
+            socket=None if place is None else str(place),
+            is_over=self._children.is_over,
+            url=shared.endpoint.url if shared.tier is Tier.ANONYMOUS else None,
+            version=shared.version,
+            project_id=context.project_id,
+            agent=context.agent,
+            model_id=context.model_id,
+            provider_id=context.provider_id,
+        )
+
+    def _await_children(self) -> None:
+        if self._stages is not None and self._children.is_to_run:
+            self._stages.start_soon(self._run_children)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_children(self) -> None:
+        current.set(None)
+        await self._children.run()
+        self._finish()
+
+    async def _take_from_child(self, event: Event) -> None:
+        if not self._mailbox.put_if_room(event, from_child=True):
+            await self._mailbox.put_when_room(event, from_child=True)
+        self.ledger.from_children += 1
+
+    def _refuse_from_child(self) -> None:
+        self.ledger.from_children += 1
+        self.ledger.track()
+        self.ledger.drop(DropReason.ENCODE_ERROR)
+
     @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """End the session: its last event is tracked, and nothing more is taken.
 
-        What waits is still delivered, by its own tasks, while the telemetry is open.
+        While children are attached, their events still are, for ``drain_timeout`` seconds at
+        most; the last event comes after theirs. What waits is still delivered, by its own
+        tasks, while the telemetry is open.
         """
         if self._closed:
             return
         self._closed = True
         self._inbox.empty()
+        deadline = min(self._now() + self._settings.drain_timeout, self._latest_end)
+        if self._children.end(deadline):
+            self._mailbox.refuse()
+        else:
+            self._finish()
+
+    def hurry(self, deadline: float) -> None:
+        """The telemetry is left: children are waited for until *deadline* at the latest."""
+        self._latest_end = deadline
+        self._children.hurry(deadline)
+
+    def _finish(self) -> None:
+        """Nothing more comes from anybody. May be called again."""
+        if self._is_finished:
+            return
+        self._is_finished = True
         if self._announce:
             duration = round((self._now() - self._begun) * 1000)
             self._mailbox.put(SessionEnd(duration_ms=duration), always=True)
@@ -255,7 +363,8 @@ class LiveSession(Session):
 
     def abandon(self) -> None:
         """Take nothing: the telemetry that would run the stages is over."""
-        self._closed = True
+        self._closed = self._is_finished = True
+        self._children.abandon()
         self._inbox.end()
         self._mailbox.end()
         self.ledger.close(DropReason.CLOSED)
@@ -275,6 +384,8 @@ class LiveSession(Session):
         reason = DropReason.BUG
         try:
             async with trio.open_nursery() as nursery:
+                self._stages = nursery
+                self._await_children()
                 nursery.start_soon(
                     partial(
                         collect,
@@ -309,9 +420,33 @@ class LiveSession(Session):
             # A stage that fails breaks the channel of the one before it: that is no bug.
             self._tell_bug(bugs.split(trio.BrokenResourceError)[1] or bugs)
         finally:
+            self._stages = None
+            self._children.abandon()
             self._inbox.end()
             self._mailbox.end()
             self.ledger.close(reason)
+
+    def forked(self) -> None:
+        """This is a forked child's copy: it counts what is tracked, as closed, and no more.
+
+        Locks are made anew, since they may be held by threads that are not here; and nobody
+        calls the session's thread, which is the parent's.
+        """
+        self._thread = _NO_THREAD
+        self._closed = self._is_finished = True
+        self._stages = None
+        self.ledger = Ledger()
+        self._mailbox = Mailbox(
+            self._settings,
+            ledger=self.ledger,
+            budget=MemoryBudget(self._settings.memory_bytes),
+            wall_clock=self._wall_clock,
+        )
+        self._mailbox.end()
+        self._inbox = Inbox(None, mailbox=self._mailbox, ledger=self.ledger, capacity=1)
+        self._inbox.end()
+        self._tools.forked()
+        self._children.forked()
 
     def _spooled(
         self,

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import trio
 
 from trimaran._current import current, entered
+from trimaran._forked import tell_if_forked
 from trimaran._live_session import LiveSession, SessionContext, Shared
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
@@ -31,6 +32,10 @@ LEAVING_GRACE = 0.1
 themselves."""
 
 
+CHILDRENS_SHARE = 0.5
+"""Of the time for draining: as long as that children may still hand events over."""
+
+
 class Supervisor:
     """The running half of a telemetry.
 
@@ -42,6 +47,8 @@ class Supervisor:
         self.shared: Shared = shared
         # A dict for its order, which a run with the same seeds repeats.
         self._open: dict[LiveSession, None] = {}
+        self._running: dict[LiveSession, None] = {}
+        """The sessions whose stages run: those that are open, and those that drain."""
         self._left = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope(shield=True)
         self._stages: trio.Nursery | None = None
@@ -50,6 +57,7 @@ class Supervisor:
         """The books of what earlier processes left on disk."""
         self.is_ready: trio.Event = trio.Event()
         """Sessions can be opened."""
+        tell_if_forked(self)
 
     @asynccontextmanager
     async def session(self, context: SessionContext, *, announce: bool) -> AsyncGenerator[Session]:
@@ -58,7 +66,7 @@ class Supervisor:
         if self._stages is None or self._closing.is_set():
             session.abandon()
         else:
-            self._open[session] = None
+            self._open[session] = self._running[session] = None
             self._stages.start_soon(self._run, session, name=f"trimaran session {session.id}")
         try:
             with entered(session), named_in_logs(session.id):
@@ -75,6 +83,7 @@ class Supervisor:
             await session.run()
         finally:
             self.shared.outages.leave(session.ledger)
+            del self._running[session]
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -140,9 +149,19 @@ class Supervisor:
 
     def close(self) -> None:
         """Open no session any more; what is pending has ``drain_timeout`` seconds from now."""
-        self._scope.deadline = trio.current_time() + self.shared.settings.drain_timeout
+        now, drain_timeout = trio.current_time(), self.shared.settings.drain_timeout
+        self._scope.deadline = now + drain_timeout
+        for session in list(self._running):
+            # What children hand over at the last moment has to get out, too.
+            session.hurry(now + drain_timeout * CHILDRENS_SHARE)
         self._closing.set()
         self.shared.endpoint.hurry()
+
+    def forked(self) -> None:
+        """This is a forked child's copy: it sends nothing, and leaves the disk alone."""
+        self.shared.endpoint.forked()
+        if self.shared.keeper is not None:
+            self.shared.keeper.forked()
 
 
 @contextmanager

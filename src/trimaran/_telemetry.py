@@ -22,7 +22,7 @@ from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
 from trimaran._live_session import SessionContext
 from trimaran._pipeline.ledger import Statistics
-from trimaran._session import SILENT, Session
+from trimaran._session import OPTED_OUT, SILENT, Session
 from trimaran._settings import Settings
 from trimaran._spool.keeper import RunBlocking
 from trimaran._supervisor import Supervisor, entered
@@ -91,7 +91,7 @@ class Telemetry:
                 ``session_end`` tracked there leaves unset is filled in as ever.
         """
         if self._supervisor is None:
-            return _silent()
+            return _silent(OPTED_OUT if self._decision.is_opt_out else SILENT)
         if session_id is None:
             session_id = self._supervisor.shared.new_id()
         return self._supervisor.session(
@@ -108,10 +108,10 @@ class Telemetry:
 
 
 @asynccontextmanager
-async def _silent() -> AsyncGenerator[Session]:
+async def _silent(session: Session) -> AsyncGenerator[Session]:
     """A session that does nothing, as the current one. Neither end is a checkpoint."""
-    with entered(SILENT):
-        yield SILENT
+    with entered(session):
+        yield session
 
 
 @asynccontextmanager

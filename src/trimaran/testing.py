@@ -16,7 +16,7 @@ import trio
 
 from trimaran._account import AccountProvider
 from trimaran._decision import switch_name
-from trimaran._events import BUILT_IN_EVENTS, Event
+from trimaran._events import BUILT_IN_EVENTS, Event, read_back
 from trimaran._settings import Settings
 from trimaran._telemetry import Telemetry, open_telemetry
 from trimaran._transport import Answer, Request, TransportError
@@ -166,30 +166,8 @@ class Capture(ScriptedTransport):
 
 def _read(body: bytes, kinds: Mapping[str, type[Event]]) -> CapturedBatch:
     envelope: dict[str, Any] = msgspec.json.decode(body)
-    envelope["events"] = [_typed(event, kinds[event["type"]]) for event in envelope["events"]]
+    envelope["events"] = [read_back(event, kinds[event["type"]]) for event in envelope["events"]]
     return CapturedBatch(**envelope)
-
-
-def _typed(event: Mapping[str, Any], kind: type[Event]) -> Event:
-    """An event as it was tracked: its values are of the types that its class declares, or
-    what JSON makes of whatever else was put there.
-    """
-    try:
-        return msgspec.convert(event, kind)
-    except msgspec.ValidationError:
-        values: dict[str, Any] = {
-            field.name: _value(event[field.encode_name], field.type)
-            for field in msgspec.structs.fields(kind)
-            if field.encode_name in event
-        }
-        return kind(**values)
-
-
-def _value(value: object, kind: Any) -> object:  # noqa: ANN401 - an annotation may be anything
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        return value
 
 
 def _wire_name(kind: type[Event]) -> str:

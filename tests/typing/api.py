@@ -146,6 +146,9 @@ async def record(telemetry: trimaran.Telemetry) -> None:
     assert_type(session.statistics(), trimaran.Statistics)
     assert_type(session.statistics().dropped.get(trimaran.DropReason.CLOSED, 0), int)
     assert_type(trimaran.current_session(), trimaran.Session)
+    assert_type(trimaran.current_session().to_env({"PATH": ""}), dict[str, str])
+    async with trimaran.attach(account=accounts[0], settings=settings) as participant:
+        assert_type(participant, trimaran.Session)
 
 
 async def embed() -> None:

@@ -51,6 +51,10 @@ class ToolSequence:
             self._next, self._previous = index + 1, tool_name
         return index, previous
 
+    def forked(self) -> None:
+        """This is a forked child's copy: the lock may be held by a thread that is not here."""
+        self._lock = threading.Lock()
+
 
 class Totals:
     """What ``session_end`` says of all the events that went through a session."""

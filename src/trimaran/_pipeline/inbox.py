@@ -27,7 +27,7 @@ class Inbox:
     """Bounded; what it has to refuse is counted.
 
     Args:
-        token: of the session's trio run.
+        token: of the session's trio run; None where there is nobody to call.
         mailbox: where events go.
         ledger: the session's books, written on the session's thread only.
         capacity: events that wait here at most.
@@ -35,7 +35,7 @@ class Inbox:
 
     def __init__(
         self,
-        token: trio.lowlevel.TrioToken,
+        token: trio.lowlevel.TrioToken | None,
         *,
         mailbox: Mailbox,
         ledger: Ledger,
@@ -67,6 +67,8 @@ class Inbox:
                 self._events.append((event, time))
 
     def _call_for_events(self) -> None:
+        if self._token is None:
+            return
         try:
             self._token.run_sync_soon(self.empty, idempotent=True)
         except trio.RunFinishedError:

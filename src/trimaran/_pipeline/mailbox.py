@@ -214,7 +214,10 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._outstanding: dict[Flush, None] = {}
         self._reader: trio.Event | None = None
         self._line: _Line | None = None
+        self._refuses = False
+        """Whether the session's own process may put nothing more in."""
         self._closed = False
+        """Whether nobody may."""
         self._ended = False
         self._charged = 0
         self._downstream = 0
@@ -240,12 +243,13 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         Args:
             event: what happened; anything else is counted as ``encode_error``.
             time: seconds since the epoch; now, if None.
-            always: take it even without room; for what a session says of itself.
+            always: take it even without room, and after a :meth:`refuse`; for what a session
+                says of itself.
         """
         ledger = self._ledger
         ledger.tracked += 1
         ledger.pending += 1
-        if self._closed:
+        if self._refuses and not (always and not self._closed):
             ledger.drop(DropReason.CLOSED)
             return
         entry = self._entry(event, time)
@@ -257,7 +261,12 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             ledger.drop(self.full_because)
 
     def put_if_room(
-        self, event: Event, time: float | None = None, *, in_turn: bool = False
+        self,
+        event: Event,
+        time: float | None = None,
+        *,
+        in_turn: bool = False,
+        from_child: bool = False,
     ) -> bool:
         """Take *event* unless there is no room for it; nothing is shed for it.
 
@@ -265,6 +274,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             event: what happened.
             time: seconds since the epoch; now, if None.
             in_turn: do not mind others who wait for room.
+            from_child: another process hands it over, and may do so until :meth:`close`.
 
         Returns:
             False where there is no room, and nothing has happened. True else, also for an
@@ -273,7 +283,8 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         if self._line is not None and not in_turn:
             return False
         ledger, budget = self._ledger, self._budget
-        entry = DropReason.CLOSED if self._closed else self._entry(event, time)
+        is_late = self._closed if from_child else self._refuses
+        entry = DropReason.CLOSED if is_late else self._entry(event, time)
         if not isinstance(entry, Entry):
             ledger.track()
             ledger.drop(entry)
@@ -288,7 +299,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._append(entry)
         return True
 
-    async def put_when_room(self, event: Event, time: float | None = None) -> None:
+    async def put_when_room(
+        self, event: Event, time: float | None = None, *, from_child: bool = False
+    ) -> None:
         """Take *event* as soon as there is room; nothing is shed for it.
 
         Those who wait get their room in the order in which they came. A checkpoint. A
@@ -299,7 +312,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         line.length += 1
         try:
             async with line.turn:
-                while not self.put_if_room(event, time, in_turn=True):
+                while not self.put_if_room(event, time, in_turn=True, from_child=from_child):
                     self._budget.await_room(self)
                     await line.first.park()
         finally:
@@ -322,9 +335,14 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """Nobody waits for *mark* any more."""
         self._outstanding.pop(mark, None)
 
+    def refuse(self) -> None:
+        """Take nothing more but from other processes, which have some time left."""
+        self._refuses = True
+        self.room_may_have_come()
+
     def close(self) -> None:
         """Take nothing more; what waits is still handed on."""
-        self._closed = True
+        self._refuses = self._closed = True
         self._wake_reader()
         self.room_may_have_come()
 

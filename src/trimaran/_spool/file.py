@@ -331,6 +331,13 @@ class SpoolFile:
         with self._errors_told():
             self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def forked(self) -> None:
+        """This is a forked child's copy. The connection is kept, and of no use: SQLite does not
+        let go of its parent's locks, whatever becomes of it here.
+        """
+        if self._lock is not None:
+            self._lock.forked()
+
     def close(self) -> None:
         """Let go; what is kept stays for a later process."""
         if self._database is not None:

@@ -50,6 +50,10 @@ def in_a_thread() -> RunBlocking:
     return run
 
 
+async def _never(_call: Callable[[], _Result], /) -> _Result:
+    await trio.sleep_forever()
+
+
 class SpoolKeeper:
     """The spool of one telemetry.
 
@@ -251,6 +255,11 @@ class SpoolKeeper:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return False
         return True
+
+    def forked(self) -> None:
+        """This is a forked child's copy: what is on disk is the parent's."""
+        self._run = _never
+        self._file.forked()
 
     async def aclose(self) -> None:
         """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. What is kept stays."""

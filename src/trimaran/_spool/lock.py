@@ -60,6 +60,10 @@ class OwnerLock:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def forked(self) -> None:
+        """This is a forked child's copy: without it, the lock is the parent's alone."""
+        self.release(remove=False)
+
 
 def lives(directory: Path, owner: str) -> bool:
     """Whether somebody holds the lock of *owner*. Makes no file, and keeps no owner from

@@ -1,0 +1,193 @@
+"""Processes that take part in a session: the parent's side.
+
+In: connections of children at a socket of the session's own; on each, batches. Out: their
+events, one by one, handed over to the session with waiting for room.
+Does not know: pipelines, what becomes of an event, how a child comes by it.
+
+What a child says wrongly costs it the connection, never the session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import trio
+
+from trimaran._diagnostics import Diagnostics
+from trimaran._events import Event
+from trimaran._handover import Unreadable, child_of, key_and_body, tracked_events
+from trimaran._host_events import HostEvents
+from trimaran._process import ProcessError, ProcessListener, ProcessReceiveChannel, listening
+
+__all__ = ["Children"]
+
+_ACCEPT_PAUSE = 0.1
+"""Seconds until the next try when there are no descriptors left; trio's choice too."""
+
+_EVENTS_BETWEEN_YIELDS = 128
+"""Events of a child that are taken before other tasks get a turn."""
+
+
+class _Child:
+    """What is remembered of a child, over all its connections."""
+
+    def __init__(self) -> None:
+        self.turn = trio.Lock()
+        """Held while a batch of it is taken: it may ask again over a new connection."""
+        self.last_key = ""
+        """Of the batch that was taken last; it hands them over one by one."""
+
+
+class Children:
+    """The children of one session. Nothing is open before the first :meth:`place`.
+
+    Args:
+        name: unique over all sessions of this process.
+        take: hands an event over to the session, waiting for room.
+        refuse: told of an event of no use, which is to be counted.
+        diagnostics: where trouble is told.
+        environ: where the directory for sockets comes from.
+        strict: whether a bug comes out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        take: Callable[[Event], Awaitable[None]],
+        refuse: Callable[[], None],
+        diagnostics: Diagnostics,
+        environ: Mapping[str, str],
+        strict: bool,
+    ) -> None:
+        self._name = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:24]
+        self._hand_over = take
+        self._refuse = refuse
+        self._diagnostics = diagnostics
+        self._environ = environ
+        self._strict = strict
+        self._opening = threading.Lock()
+        self._listener: ProcessListener | None = None
+        self._scope = trio.CancelScope()
+        self._channels: dict[ProcessReceiveChannel, None] = {}
+        self._known: dict[str, _Child] = {}
+        self._host_events = HostEvents()
+        self._is_running = False
+        self.is_over: bool = False
+        """Whether nobody is let in any more."""
+
+    def place(self) -> Path | None:
+        """Where children connect to; from any thread. None if there is no such place.
+
+        The first call makes it, which takes microseconds and is all that waits for a disk.
+        """
+        with self._opening:
+            if self._listener is None and not self.is_over:
+                try:
+                    self._listener = listening(self._name, self._environ)
+                except (ProcessError, OSError) as error:
+                    self._diagnostics.warn("telemetry takes no children", reason=str(error))
+            return None if self._listener is None else self._listener.path
+
+    @property
+    def is_to_run(self) -> bool:
+        """Whether somebody may connect, and nobody is there to answer."""
+        return self._listener is not None and not self._is_running and not self.is_over
+
+    async def run(self) -> None:
+        """Take what children hand over, until :meth:`end`; then until they have left, or their
+        time is over. Who is still there then is told that nothing more is taken.
+        """
+        assert self._listener is not None
+        self._is_running = True
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await self._accept_all(self._listener, nursery)
+
+    async def _accept_all(self, listener: ProcessListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                channel = ProcessReceiveChannel(await listener.accept())
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                self._diagnostics.warn("telemetry child not accepted", reason=str(error))
+                await trio.sleep(_ACCEPT_PAUSE)
+            else:
+                self._channels[channel] = None
+                nursery.start_soon(self._serve, channel)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _serve(self, channel: ProcessReceiveChannel) -> None:
+        """Take the batches of one connection until it ends, in whichever way."""
+        child = ""
+        try:
+            with channel:
+                async for frame in channel:
+                    key, body = key_and_body(frame)
+                    child = child_of(key)
+                    await self._take(child, key, body)
+            # It has left in order, and will not ask again.
+            self._known.pop(child, None)
+        except trio.BrokenResourceError:
+            pass  # it died, and all that it handed over is in
+        except Unreadable as error:
+            self._diagnostics.warn("telemetry child cut off", reason=str(error))
+        except Exception as bug:
+            self._diagnostics.warn("telemetry failed", error=type(bug).__name__)
+            if self._strict:
+                raise
+        finally:
+            del self._channels[channel]
+
+    async def _take(self, child: str, key: str, body: bytes) -> None:
+        known = self._known.setdefault(child, _Child())
+        async with known.turn:
+            if key == known.last_key:
+                return
+            for number, event in enumerate(tracked_events(body, self._host_events), 1):
+                if event is None:
+                    self._refuse()
+                else:
+                    await self._hand_over(event)
+                if number % _EVENTS_BETWEEN_YIELDS == 0:
+                    await trio.lowlevel.checkpoint()
+            known.last_key = key
+
+    def end(self, deadline: float) -> bool:
+        """Let nobody in any more. Who is there has until *deadline*, by trio's clock.
+
+        Returns:
+            Whether somebody is there; :meth:`run` ends when they have left.
+        """
+        self._close()
+        self.hurry(deadline)
+        return bool(self._channels)
+
+    def hurry(self, deadline: float) -> None:
+        """If only those who are there are waited for: until *deadline* at the latest."""
+        if self.is_over:
+            self._scope.deadline = min(self._scope.deadline, deadline)
+
+    def abandon(self) -> None:
+        """Let nobody in any more; what runs is over, or never was. May be called again."""
+        self.end(-math.inf)
+
+    def _close(self) -> None:
+        with self._opening:
+            self.is_over = True
+            if self._listener is not None:
+                self._listener.close()
+
+    def forked(self) -> None:
+        """This is a forked child's copy: all its connections are the parent's."""
+        self._opening = threading.Lock()
+        self.is_over = True
+        if self._listener is not None:
+            self._listener.let_go()
+        for channel in self._channels:
+            channel.let_go()

@@ -1,0 +1,191 @@
+"""The way out of a process that takes part in another's session: through that process.
+
+In: a request. Out: the parent's word that it has the events; when the parent is gone, the
+endpoint's answer.
+Does not know: batches, sessions, what an answer means for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint import Endpoint
+from trimaran._endpoint.consent import Consent
+from trimaran._endpoint.pauses import Pauses
+from trimaran._environment import Parent
+from trimaran._handover import frame_of
+from trimaran._pipeline.ledger import DropReason
+from trimaran._process import PeerClosed, ProcessError, ProcessSendChannel, connect
+from trimaran._transport import Answer, GivenUp, Request, TransportError
+
+__all__ = ["ThroughParent"]
+
+_TAKEN = Answer(200)
+_TOO_LARGE = Answer(413)
+
+
+class ParentGone(Exception):
+    """There is nobody to hand over to; says why."""
+
+
+class ThroughParent:
+    """Hands requests over to the parent, as long as it lives.
+
+    Args:
+        parent: whom to hand over to.
+        direct: the endpoint itself, for when the parent is gone; None where nobody may send
+            there.
+        consent: asked before every request.
+        diagnostics: where a parent that is gone is told.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        *,
+        direct: Endpoint | None,
+        consent: Consent,
+        diagnostics: Diagnostics,
+    ) -> None:
+        self._parent = parent
+        self._direct = direct
+        self._consent = consent
+        self._diagnostics = diagnostics
+        self._pauses = Pauses()
+        self._connecting = trio.Lock()
+        self._channel: ProcessSendChannel | None = None
+        self._is_over = parent.is_over
+        self._is_gone = not parent.is_reachable and not parent.is_over
+        self._is_forked = False
+
+    @property
+    def url(self) -> str:
+        """Where events go when the parent is gone; "" where nowhere."""
+        return "" if self._direct is None else self._direct.url
+
+    @property
+    def with_token(self) -> bool:
+        """Whether requests carry a token: the parent's do, but that is the parent's affair."""
+        return self._is_gone and self._direct is not None and self._direct.with_token
+
+    def next_refresh_at(self) -> float:
+        """When a token that was refused may be renewed, by trio's clock."""
+        return float("-inf") if self._direct is None else self._direct.next_refresh_at()
+
+    def hurry(self) -> None:
+        """Time runs out: whoever waits may try once, now."""
+        self._pauses.hurry()
+        if self._direct is not None:
+            self._direct.hurry()
+
+    async def pause_until(self, time: float) -> None:
+        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        await self._pauses.until(time)
+
+    async def arrive(self, timeout: float) -> None:
+        """Connect, so that the parent knows of this process; a parent that is gone shows later."""
+        with trio.move_on_after(timeout), suppress(ParentGone, GivenUp, TransportError):
+            await self._connected()
+
+    async def attempt(
+        self, request: Request, *, is_repeated: bool, made: Callable[[], None]
+    ) -> Answer:
+        """Hand *request* over, waiting for as long as the parent has no room.
+
+        Raises:
+            TransportError: the parent broke off, and may or may not have taken it; or what
+                the endpoint itself raises.
+            GivenUp: the parent's session is over, the parent is gone and nobody may send in
+                its place, or consent was withdrawn.
+        """
+        if self._is_forked:
+            await trio.sleep_forever()  # the parent of this copy sends it
+        if not self._is_gone:
+            await self._consent.require()
+            try:
+                return await self._handed_over(request, made)
+            except ParentGone as gone:
+                self._is_gone = True
+                self._diagnostics.warn("telemetry parent gone", reason=str(gone))
+        if self._direct is None:
+            raise GivenUp(DropReason.UNAUTHORIZED)
+        return await self._direct.attempt(request, is_repeated=is_repeated, made=made)
+
+    async def _handed_over(self, request: Request, made: Callable[[], None]) -> Answer:
+        frame = frame_of(request.headers["idempotency-key"], request.body)
+        for _ in range(2):  # a connection that was broken off shows only when it is used
+            channel = await self._connected()
+            made()
+            try:
+                await channel.ask(frame)
+            except ValueError:
+                return _TOO_LARGE
+            except PeerClosed:
+                self._is_over = True
+                raise GivenUp(DropReason.CLOSED) from None
+            except trio.BrokenResourceError:
+                channel.close()
+                self._channel = None
+            else:
+                return _TAKEN
+        raise TransportError("the parent broke off")
+
+    async def _connected(self) -> ProcessSendChannel:
+        """The channel to the parent; no checkpoint once it is there.
+
+        Raises:
+            ParentGone: there is no parent any more.
+            GivenUp: its session is over.
+            TransportError: it cannot be told.
+        """
+        async with self._connecting:
+            if self._is_over:
+                raise GivenUp(DropReason.CLOSED)
+            if self._parent.socket is None:
+                raise ParentGone("it can be reached nowhere")
+            if self._channel is None:
+                try:
+                    stream = await connect(Path(self._parent.socket))
+                except ProcessError as error:
+                    # A session that ends takes its socket with it; a process that dies does not.
+                    ended = isinstance(error.__cause__, FileNotFoundError)
+                    if ended and _is_alive(self._parent.pid):
+                        self._is_over = True
+                        raise GivenUp(DropReason.CLOSED) from None
+                    raise ParentGone(str(error)) from None
+                except OSError as error:
+                    raise TransportError(str(error)) from None
+                self._channel = ProcessSendChannel(stream)
+            return self._channel
+
+    async def aclose(self) -> None:
+        """Take leave of the parent, and close what is open to the endpoint."""
+        if self._channel is not None and not self._is_forked:
+            self._channel.close()
+        if self._direct is not None:
+            await self._direct.aclose()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def forked(self) -> None:
+        """This is a forked child's copy: the connections are the parent's."""
+        self._is_forked = True
+        if self._channel is not None:
+            self._channel.let_go()
+        if self._direct is not None:
+            self._direct.forked()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
