@@ -205,12 +205,14 @@ class SilentSession(Session):
         """Nothing is kept."""
 
     async def send(self, event: Event) -> None:  # noqa: ARG002 - the interface's
-        """Nothing is kept. A point of cancellation as the real one."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        """Nothing is kept. A point of cancellation as the real one, where trio runs."""
+        if trio.lowlevel.in_trio_run():
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     async def flush(self, *, timeout: float = 2.0) -> Flushed:  # noqa: ARG002 - the interface's
-        """There is nothing to wait for. A checkpoint."""
-        await trio.lowlevel.checkpoint()
+        """There is nothing to wait for. A checkpoint, where trio runs."""
+        if trio.lowlevel.in_trio_run():
+            await trio.lowlevel.checkpoint()
         return Flushed(complete=True)
 
     def statistics(self) -> Statistics:
