@@ -45,12 +45,12 @@ LEAVING_GRACE = 0.2
 """Seconds beside those for draining in which the thread may end: twice what closing the
 connections takes at most, and then the spool."""
 
-PATIENCE = 2.0
-"""Seconds that entering and leaving a session wait for the thread, which answers within
-one thousandth unless the host's own code holds it up."""
+ENTERING_PATIENCE = 2.0
+"""Seconds that entering a session waits for the thread, which answers within one thousandth
+unless code of the host's own holds it up."""
 
 ANSWER_GRACE = 0.1
-"""Seconds beside its own timeout in which a flush may answer."""
+"""Seconds beside its own timeout in which a flush may answer, and leaving a session."""
 
 
 class DistantSession(Session):
@@ -308,7 +308,7 @@ class ThreadTelemetry:
             parent_session_id=parent_session_id,
             announce=announce,
         )
-        with self._loop.held(opened, patience=PATIENCE) as live:
+        with self._loop.held(opened, entering=ENTERING_PATIENCE, leaving=ANSWER_GRACE) as live:
             if live is None:
                 with entered(SILENT):
                     yield ThreadSession(SILENT)

@@ -61,6 +61,9 @@ class BlockInThread(Generic[_Value]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._token: trio.lowlevel.TrioToken | None = None
         self._deadline: float | None = None
+        # Rather than join() and is_alive(): a join that a Ctrl-C interrupts takes the thread
+        # for over from then on (CPython 3.11 and 3.12).
+        self._ended = threading.Event()
         self._opened: Future[_Value] = Future()
         self._opening = trio.CancelScope()
         self._left = trio.Event()
@@ -79,8 +82,8 @@ class BlockInThread(Generic[_Value]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the thread is over."""
-        return not self._thread.is_alive()
+        """Whether the loop is over."""
+        return self._ended.is_set()
 
     # The thread.
 
@@ -90,7 +93,9 @@ class BlockInThread(Generic[_Value]):
         except BaseException as error:  # noqa: BLE001 - handed to whoever leaves the block
             self.failure = error
             _fail(self._opened, error)
-        _fail(self._opened)
+        finally:
+            _fail(self._opened)
+            self._ended.set()
 
     async def _hold(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -119,6 +124,7 @@ class BlockInThread(Generic[_Value]):
             try:
                 self._thread.start()
             except RuntimeError as error:
+                self._ended.set()
                 raise NoThread(str(error)) from None
             return self._opened.result()
         except BaseException:
@@ -143,12 +149,15 @@ class BlockInThread(Generic[_Value]):
             if rest <= 0:
                 break
             try:
-                self._thread.join(min(rest, threading.TIMEOUT_MAX))
+                self._ended.wait(min(rest, threading.TIMEOUT_MAX))
             except BaseException as error:  # noqa: BLE001 - raised again below, as it is
                 interruption = interruption or error
         atexit.unregister(self.close)
         if interruption is not None:
             raise interruption
+        if self.has_ended:
+            with suppress(RuntimeError):  # it was never started, or is the calling one
+                self._thread.join()
 
     def submit(self, call: Callable[[], Awaitable[_Result]]) -> Future[_Result]:
         """Run async *call* in the loop; from any thread, without waiting.
@@ -209,12 +218,18 @@ class BlockInThread(Generic[_Value]):
 
     @contextmanager
     def held(
-        self, block: Callable[[], AbstractAsyncContextManager[_Held]], *, patience: float
+        self,
+        block: Callable[[], AbstractAsyncContextManager[_Held]],
+        *,
+        entering: float,
+        leaving: float,
     ) -> Generator[_Held | None]:
         """Hold a further async block open in the loop, around a plain one.
 
-        Entering and leaving it wait for the loop, *patience* seconds each at most. None
-        where it is not entered by then.
+        Args:
+            block: makes it; called in the loop.
+            entering: seconds to wait until it is entered; None is given where it is not.
+            leaving: seconds to wait until it is left; it is, later, in any case.
         """
         opened: Future[_Held] = Future()
         left = trio.Event()
@@ -231,12 +246,12 @@ class BlockInThread(Generic[_Value]):
         value: _Held | None = None
         try:
             with suppress(NoAnswer):
-                value = self.wait(opened, patience)
+                value = self.wait(opened, entering)
             yield value
         finally:
             self._call_soon(left.set)
             with suppress(NoAnswer):
-                self.wait(done, patience)
+                self.wait(done, leaving)
 
     def _call_soon(self, call: Callable[[], object]) -> bool:
         """Call *call* in the loop; False if that is over, not yet there, or not here."""
