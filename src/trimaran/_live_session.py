@@ -200,8 +200,13 @@ class LiveSession(Session):
             except Exception as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
                 self.ledger.drop(DropReason.BUG)
                 self._tell_bug(bug)
+            return
+        try:
+            now = self._wall_clock()
+        except Exception:  # noqa: BLE001 - a clock is the host's own code
+            self._inbox.lose(DropReason.BUG)
         else:
-            self._inbox.put(event, self._wall_clock())
+            self._inbox.put(event, now)
 
     @trio.lowlevel.enable_ki_protection
     async def send(self, event: Event) -> None:
@@ -356,10 +361,15 @@ class LiveSession(Session):
         if self._is_finished:
             return
         self._is_finished = True
-        if self._announce:
-            duration = round((self._now() - self._begun) * 1000)
-            self._mailbox.put(SessionEnd(duration_ms=duration), always=True)
-        self._mailbox.close()
+        try:
+            if self._announce:
+                duration = round((self._now() - self._begun) * 1000)
+                self._mailbox.put(SessionEnd(duration_ms=duration), always=True)
+        except Exception as bug:  # noqa: BLE001 - as in track()
+            self.ledger.drop(DropReason.BUG)
+            self._tell_bug(bug)
+        finally:
+            self._mailbox.close()
 
     def abandon(self) -> None:
         """Take nothing: the telemetry that would run the stages is over."""

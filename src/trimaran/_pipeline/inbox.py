@@ -66,6 +66,13 @@ class Inbox:
             else:
                 self._events.append((event, time))
 
+    def lose(self, reason: DropReason) -> None:
+        """Count an event that could not be left here; from any thread, never raises."""
+        with self._lock:
+            if not self._events and not self._refused:  # as in put()
+                self._call_for_events()
+            self._refuse(reason)
+
     def _call_for_events(self) -> None:
         if self._token is None:
             return
