@@ -149,8 +149,8 @@ class LiveSession(Session):
             cli_version=shared.version,
             user_email=shared.user_email,
             project_id=mask_text(context.project_id, shared.home),
-            parent_session_id=self._parent_that_can_be_named(context.parent_session_id),
         )
+        self._parent_id = self._parent_that_can_be_named(context.parent_session_id)
         self._key_prefix = shared.new_id()
         self._children = Children(
             self._key_prefix,
@@ -414,6 +414,7 @@ class LiveSession(Session):
                         to_sender,
                         settings=self._settings,
                         context=self._wire_context,
+                        parent_session_id=self._parent_id,
                         key_prefix=self._key_prefix,
                         ledger=self.ledger,
                         drop=self._drop,

@@ -140,6 +140,7 @@ async def batch_events(
     *,
     settings: Settings,
     context: Context,
+    parent_session_id: str = "",
     key_prefix: str,
     ledger: Ledger,
     drop: Callable[[Entry, DropReason], None],
@@ -155,6 +156,8 @@ async def batch_events(
         send: finished batches.
         settings: what a batch holds at most, and for how long it may wait.
         context: what every batch says of its session.
+        parent_session_id: the session that this one works for; beside the body, since that
+            has no place for it.
         key_prefix: unique over all sessions of all time; a batch's key begins with it.
         ledger: the session's books, for the losses to report.
         drop: told of an entry that cannot go out, and why.
@@ -163,6 +166,7 @@ async def batch_events(
     stage = _Stage(
         settings=settings,
         context=context,
+        parent_session_id=parent_session_id,
         key_prefix=key_prefix,
         ledger=ledger,
         drop=drop,
@@ -183,6 +187,7 @@ class _Stage:
         *,
         settings: Settings,
         context: Context,
+        parent_session_id: str,
         key_prefix: str,
         ledger: Ledger,
         drop: Callable[[Entry, DropReason], None],
@@ -190,6 +195,7 @@ class _Stage:
     ) -> None:
         self._event_bytes = settings.event_bytes
         self._context = context
+        self._parent_session_id = parent_session_id
         self._key_prefix = key_prefix
         self._ledger = ledger
         self._drop = drop
@@ -254,7 +260,7 @@ class _Stage:
             events=len(events),
             reports=len(reports),
             losses=losses,
-            parent_session_id=self._context.parent_session_id,
+            parent_session_id=self._parent_session_id,
             flushes=bundle.flushes,
             size=bundle.size,
         )

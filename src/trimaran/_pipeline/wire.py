@@ -41,8 +41,6 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     cli_version: str = ""
     user_email: str = ""
     project_id: str = ""
-    parent_session_id: str = ""
-    """The session that this one works for as a sub-agent; not in the body."""
 
 
 class _Body(msgspec.Struct):
