@@ -57,6 +57,20 @@ async def test_shows_to_the_byte_what_pipe_sends(
     assert "hunter2" not in shown.out
 
 
+async def test_shows_the_parent_that_pipe_names(
+    command: Command, endpoint: LoopbackEndpoint
+) -> None:
+    """In the header that carries it, as it is sent."""
+    (command.directory / "events").write_text(LINES)
+    options = ("events", "--url", endpoint.url, "--parent-session", "a b")
+    shown = await command("show", *options)
+    await command("pipe", *options)
+
+    assert shown.out.count("\ntrimaran-parent-session: a%20b\n") == len(endpoint.requests) == 2
+    for request in endpoint.requests:
+        assert request.headers["trimaran-parent-session"] == "a%20b"
+
+
 async def test_says_what_it_showed_apart_from_it(command: Command) -> None:
     """So that the output can be read by programs; bad lines are told as by ``pipe``."""
     shown = await command("show", stdin=LINES.encode())
