@@ -48,7 +48,7 @@ def healthy() -> Generator[PlainEndpoint]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_arguments: object) -> None:
             """Nobody reads it."""
 
     class Server(ThreadingHTTPServer):

@@ -22,6 +22,7 @@ from typing import TypeVar
 import trio
 
 from trimaran._account import AccountProvider
+from trimaran._current import entered
 from trimaran._decision import Decision, Tier, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
 from trimaran._events import CommandSource, Event
@@ -31,7 +32,7 @@ from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import SILENT, Flushed, Session, SilentSession
 from trimaran._settings import Settings
 from trimaran._spool.keeper import RunBlocking
-from trimaran._supervisor import entered, named_in_logs
+from trimaran._supervisor import named_in_logs
 from trimaran._telemetry import Telemetry, is_name, open_telemetry, random_id
 from trimaran._thread import BlockInThread, NoAnswer, NoThread
 from trimaran._transport import Transport
@@ -68,21 +69,16 @@ class DistantSession(Session):
         self._loop = loop
 
     def __repr__(self) -> str:
-        return repr(self._here)
-
-    @property
-    def _here(self) -> Session:
-        """The session; in a forked child one that does nothing, since no loop is there."""
-        return self._session if self._loop.is_here else SILENT
+        return repr(self._session)
 
     @property
     def id(self) -> str:
         """See :attr:`Session.id`."""
-        return self._here.id
+        return self._session.id
 
     def track(self, event: Event) -> None:
         """See :meth:`Session.track`."""
-        self._here.track(event)
+        self._session.track(event)
 
     async def send(self, event: Event) -> None:
         """See :meth:`Session.send`."""
@@ -121,20 +117,21 @@ class DistantSession(Session):
         """How a flush ended that the loop did not answer."""
         after = self.statistics()
         return Flushed(
-            complete=after.pending == after.spooled,
+            complete=after.pending == after.spooled + after.handed_over,
             delivered=after.delivered - before.delivered,
             dropped=after.dropped_total - before.dropped_total,
             pending=after.pending,
             spooled=after.spooled,
+            handed_over=after.handed_over,
         )
 
     def statistics(self) -> Statistics:
         """See :meth:`Session.statistics`."""
-        return self._here.statistics()
+        return self._session.statistics()
 
     def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """See :meth:`Session.to_env`."""
-        return self._here.to_env(base)
+        return self._session.to_env(base)
 
     def generation(
         self,
@@ -145,7 +142,7 @@ class DistantSession(Session):
         agent: str | None = None,
     ) -> GenerationMeasure:
         """See :meth:`Session.generation`."""
-        return self._here.generation(
+        return self._session.generation(
             message_id=message_id, model_id=model_id, provider_id=provider_id, agent=agent
         )
 
@@ -153,11 +150,11 @@ class DistantSession(Session):
         self, tool_name: str, *, message_id: str = "", category: str | None = None
     ) -> ToolMeasure:
         """See :meth:`Session.tool_call`."""
-        return self._here.tool_call(tool_name, message_id=message_id, category=category)
+        return self._session.tool_call(tool_name, message_id=message_id, category=category)
 
     def bridge_call(self, method: str) -> BridgeMeasure:
         """See :meth:`Session.bridge_call`."""
-        return self._here.bridge_call(method)
+        return self._session.bridge_call(method)
 
 
 async def _awaited(future: Future[_Result]) -> _Result:
@@ -227,6 +224,10 @@ class ThreadSession:
     def bridge_call(self, method: str) -> BridgeMeasure:
         """See :meth:`Session.bridge_call`."""
         return self._session.bridge_call(method)
+
+    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """See :meth:`Session.to_env`."""
+        return self._session.to_env(base)
 
     def send(self, event: Event) -> None:
         """Hand over an event, holding up the thread until there is room for it.
@@ -353,7 +354,8 @@ def open_in_thread(
     Entering waits until the decision is made. Leaving, in whichever way, waits until what
     is pending is delivered, for ``settings.drain_timeout`` seconds at most; a Ctrl-C
     meanwhile comes out after that. A block that is never left is left when the interpreter
-    exits. In a forked child, everything of it does nothing.
+    exits. A forked child has no part in it: leaving the block there does nothing, and what it
+    tracks is counted there as ``closed``.
 
     Disabled telemetry starts no thread. Only an account has to be asked in one, which ends
     at once if nothing is to be sent.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextvars
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -23,6 +22,8 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Generic, TypeVar
 
 import trio
+
+from trimaran._forked import tell_if_forked
 
 __all__ = ["BlockInThread", "NoAnswer", "NoThread"]
 
@@ -57,7 +58,6 @@ class BlockInThread(Generic[_Value]):
     ) -> None:
         self._block = block
         self._patience = patience
-        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._token: trio.lowlevel.TrioToken | None = None
         self._deadline: float | None = None
@@ -69,11 +69,12 @@ class BlockInThread(Generic[_Value]):
         self._left = trio.Event()
         self.failure: BaseException | None = None
         """What ended the loop, if it did not end by being left."""
+        self._is_here = True
+        tell_if_forked(self)
 
-    @property
-    def is_here(self) -> bool:
-        """Whether the loop is of this process; a forked child has but a picture of it."""
-        return self._pid == os.getpid()
+    def forked(self) -> None:
+        """This is a forked child's copy: there is no loop here, and none to wait for."""
+        self._is_here = False
 
     @property
     def is_own_thread(self) -> bool:
@@ -82,8 +83,8 @@ class BlockInThread(Generic[_Value]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the loop is over."""
-        return self._ended.is_set()
+        """Whether the loop is over, as far as this process is concerned."""
+        return not self._is_here or self._ended.is_set()
 
     # The thread.
 
@@ -138,7 +139,7 @@ class BlockInThread(Generic[_Value]):
         that. May be called again, from any thread; the time is counted from the first
         call. In the loop itself and in a forked child it waits for nothing.
         """
-        if not self.is_here:
+        if not self._is_here:
             return
         if self._deadline is None:
             self._deadline = time.monotonic() + self._patience
@@ -201,7 +202,7 @@ class BlockInThread(Generic[_Value]):
             NoAnswer: nothing will come, or nothing came within *timeout* seconds. In the
                 loop itself, which would have to give it, nothing will.
         """
-        if not self.is_here:  # nor is whoever would let go of the future's lock
+        if not self._is_here:  # nor is whoever would let go of the future's lock
             raise NoAnswer
         if not self.is_own_thread:
             try:
@@ -255,7 +256,7 @@ class BlockInThread(Generic[_Value]):
 
     def _call_soon(self, call: Callable[[], object]) -> bool:
         """Call *call* in the loop; False if that is over, not yet there, or not here."""
-        if self._token is None or not self.is_here:
+        if self._token is None or not self._is_here:
             return False
         try:
             self._token.run_sync_soon(call)
