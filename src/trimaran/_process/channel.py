@@ -261,12 +261,16 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
         """
         if len(answer) > MAX_ANSWER:
             raise ValueError(f"an answer of {len(answer):,} bytes; {MAX_ANSWER:,} are the most")
+        self._raise_if_answered()  # at once, and not when another task has received a value
         async with self._turn:
-            self._raise_if_closed()
-            if not self._is_unanswered:
-                raise RuntimeError("there is no value that is not acknowledged")
+            self._raise_if_answered()
             self._answer(answer)
             await self._say()
+
+    def _raise_if_answered(self) -> None:
+        self._raise_if_closed()
+        if not self._is_unanswered:
+            raise RuntimeError("there is no value that is not acknowledged")
 
     def _answer(self, answer: bytes) -> None:
         self._is_unanswered = False

@@ -1,0 +1,235 @@
+"""A peer that stops reading, and one that dies in the middle."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from process.pairs import connection
+from trimaran._process import ProcessReceiveChannel, ProcessSendChannel, listening
+
+Pair = tuple[ProcessSendChannel, ProcessReceiveChannel]
+
+LARGE = bytes(4_000_000)
+"""No socket takes that."""
+
+
+@pytest.fixture
+async def pair(directory: Path) -> AsyncIterator[Pair]:
+    """Both ends."""
+    here, there = await connection(directory)
+    with ProcessSendChannel(here, window=4) as send, ProcessReceiveChannel(there) as receive:
+        yield send, receive
+
+
+async def fill(send: ProcessSendChannel, *values: bytes) -> None:
+    """Send *values*, and then so much that it is cancelled in the middle."""
+    for value in values:
+        await send.send(value)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send.send, LARGE)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def test_a_peer_that_does_not_read_makes_the_sender_wait(pair: Pair) -> None:
+    """A cancel ends that at once; the value was not sent, and the channel works on."""
+    send, receive = pair
+    await fill(send, b"before")
+    received: list[bytes] = []
+
+    async def take() -> None:
+        received.extend([value async for value in receive])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await send.send(b"after")
+        await send.send(LARGE)
+        await send.aclose()
+
+    assert received == [b"before", b"after", LARGE]
+
+
+async def test_what_is_owed_can_wait_for_several_tries(pair: Pair) -> None:
+    """A send that is cancelled while it finishes what another one left was not sent."""
+    send, receive = pair
+    await fill(send, b"before")
+    for _ in range(3):
+        with trio.move_on_after(0.01) as scope:
+            await send.send(b"cancelled")
+        assert scope.cancelled_caught
+
+    assert await receive.receive() == b"before"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send.ask, b"after")
+        assert await receive.receive() == b"after"
+        await receive.acknowledge()
+
+
+async def test_the_end_waits_for_a_full_socket(pair: Pair) -> None:
+    """So that it can be told from a death."""
+    send, receive = pair
+    await fill(send, b"1", b"2")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send.aclose)
+        await wait_all_tasks_blocked()
+
+        assert [value async for value in receive] == [b"1", b"2"]
+
+
+async def test_nobody_waits_for_a_full_socket_forever(pair: Pair) -> None:
+    """A cancelled aclose() closes; what was sent is received, and then the peer is broken."""
+    send, receive = pair
+    await fill(send, b"1", b"2")
+    with trio.move_on_after(0.01) as scope:
+        await send.aclose()
+    assert scope.cancelled_caught
+
+    assert [await receive.receive(), await receive.receive()] == [b"1", b"2"]
+    with pytest.raises(trio.BrokenResourceError):
+        await receive.receive()
+
+
+async def test_a_peer_that_goes_while_its_end_is_waited_for(pair: Pair) -> None:
+    """There is nobody left who could be told: that is no error."""
+    send, receive = pair
+    await fill(send)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send.aclose)
+        await wait_all_tasks_blocked()
+        receive.close()
+
+
+async def test_close_does_not_wait(pair: Pair) -> None:
+    """Where aclose() would: the other end finds a broken peer then."""
+    send, receive = pair
+    await fill(send, b"1")
+    send.close()
+
+    assert await receive.receive() == b"1"
+    with pytest.raises(trio.BrokenResourceError):
+        await receive.receive()
+
+
+@pytest.mark.parametrize("how", ["close", "aclose"])
+@pytest.mark.parametrize("round_", range(10))  # trio draws lots who goes first
+async def test_closed_when_a_send_was_about_to_go_on(pair: Pair, how: str, round_: int) -> None:
+    """It writes nothing more: that would come after what closing said."""
+    send, receive = pair
+    seen: list[str] = []
+
+    async def give() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await send.send(LARGE)
+        seen.append("closed")
+
+    async def close() -> None:
+        if how == "close":
+            send.close()
+        else:
+            await send.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give)
+        await wait_all_tasks_blocked()
+        while receive._socket.recv(65_536):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            nursery.start_soon(close)
+            break
+        with trio.move_on_after(1), pytest.raises(trio.BrokenResourceError):
+            await receive.receive()  # its head is lost here, so that it cannot be understood
+        receive.close()
+
+    assert seen == ["closed"]
+
+
+async def start(nursery: trio.Nursery, program: str, path: Path) -> trio.Process:
+    """A real process, which connects to *path*."""
+    command = [sys.executable, "-c", program, str(path)]
+    run = partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
+    process: trio.Process = await nursery.start(run)
+    return process
+
+
+SENDER = """
+import sys, trio
+from pathlib import Path
+from trimaran._process import ProcessSendChannel, connect
+
+async def main():
+    send = ProcessSendChannel(await connect(Path(sys.argv[1])))
+    for number in range(3):
+        await send.send(b"%d" % number)
+    print("writing", flush=True)
+    await send.send(bytes(4_000_000))
+
+trio.run(main)
+"""
+
+
+async def test_a_sender_that_is_killed_in_the_middle_of_a_value(directory: Path) -> None:
+    """What it had sent is received; then its death is seen, and not an end."""
+    with listening("kill", {"XDG_RUNTIME_DIR": str(directory)}) as listener:
+        async with trio.open_nursery() as nursery:
+            process = await start(nursery, SENDER, listener.path)
+            with ProcessReceiveChannel(await listener.accept()) as receive:
+                assert process.stdout is not None
+                assert await process.stdout.receive_some() == b"writing\n"
+                for number in range(3):
+                    assert await receive.receive() == b"%d" % number
+                process.send_signal(signal.SIGKILL)
+
+                with pytest.raises(trio.BrokenResourceError):
+                    await receive.receive()
+
+
+RECEIVER = """
+import sys, trio
+from pathlib import Path
+from trimaran._process import ProcessReceiveChannel, connect
+
+async def main():
+    receive = ProcessReceiveChannel(await connect(Path(sys.argv[1])))
+    print(await receive.receive(), flush=True)
+    await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_receiver_that_is_killed(directory: Path) -> None:
+    """Who waits for room, for an answer, or for the socket gets to know of it."""
+    with listening("kill", {"XDG_RUNTIME_DIR": str(directory)}) as listener:
+        async with trio.open_nursery() as nursery:
+            process = await start(nursery, RECEIVER, listener.path)
+            with ProcessSendChannel(await listener.accept(), window=2) as send:
+                broken: list[str] = []
+
+                async def expect(name: str, act: Any, value: bytes) -> None:
+                    with pytest.raises(trio.BrokenResourceError) as caught:
+                        await act(value)
+                    assert type(caught.value) is trio.BrokenResourceError
+                    broken.append(name)
+
+                async with trio.open_nursery() as senders:
+                    for name, act, value in (
+                        ("answer", send.ask, b"1"),
+                        ("socket", send.send, LARGE),
+                        ("turn", send.send, b"2"),
+                    ):
+                        senders.start_soon(expect, name, act, value)
+                        await wait_all_tasks_blocked()
+                    assert process.stdout is not None
+                    assert await process.stdout.receive_some() == b"b'1'\n"
+                    process.send_signal(signal.SIGKILL)
+
+                assert sorted(broken) == ["answer", "socket", "turn"]
