@@ -247,6 +247,145 @@ async def test_sessions_left_open_by_other_tasks_are_ended(nursery: trio.Nursery
     assert books_add_up(opened[0].statistics())
 
 
+@pytest.mark.parametrize("lingers", [0.05, 0.099])
+async def test_sessions_of_other_tasks_may_end_by_themselves_in_a_moment(
+    lingers: float, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """What they say in it is delivered, and leaving takes no longer than they do."""
+    capture = Capture()
+
+    async def other_task(telemetry: trimaran.Telemetry) -> None:
+        async with telemetry.session(session_id="other") as session:
+            await leaving.wait()
+            await trio.sleep(lingers)
+            session.command("undo")
+
+    leaving = trio.Event()
+    async with capture.open() as telemetry:
+        nursery.start_soon(other_task, telemetry)
+        await trio.testing.wait_all_tasks_blocked()
+        leaving.set()
+        began = trio.current_time()
+
+    assert trio.current_time() - began == pytest.approx(lingers)
+    assert [type(event) for event in capture.sessions()["other"]] == [
+        trimaran.SessionStart,
+        trimaran.Command,
+        trimaran.SessionEnd,
+    ]
+
+
+async def test_sessions_of_other_tasks_are_not_waited_for_longer(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A tenth of a second, out of the time for draining; then they are ended for them."""
+    capture = Capture()
+    opened: list[trimaran.Session] = []
+
+    async def other_task(telemetry: trimaran.Telemetry) -> None:
+        async with telemetry.session(session_id="other") as session:
+            opened.append(session)
+            await leaving.wait()
+            await trio.sleep(0.101)
+            session.command("undo")
+
+    leaving = trio.Event()
+    async with capture.open() as telemetry:
+        nursery.start_soon(other_task, telemetry)
+        await trio.testing.wait_all_tasks_blocked()
+        leaving.set()
+        began = trio.current_time()
+
+    assert trio.current_time() - began == pytest.approx(0.1)
+    await trio.sleep(1)
+    assert opened[0].statistics().dropped == {"closed": 1}
+    assert opened[0].statistics().delivered == 2
+
+
+async def test_nothing_of_a_session_that_is_over_is_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A telemetry may live for as long as its host, and have a session for each request."""
+    capture = Capture()
+    async with capture.open() as telemetry:
+        assert telemetry._supervisor is not None
+        supervisor = telemetry._supervisor
+        for _ in range(10):
+            async with telemetry.session() as session:
+                session.track(CALL)
+            assert await session.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        outages = supervisor.shared.outages
+
+        assert outages.totals() == (30, 0, 0)
+        assert not outages._running
+        assert not supervisor._open
+        assert supervisor.shared.budget.used == 0
+
+
+@pytest.mark.parametrize(
+    ("bug", "told"),
+    [
+        (KeyError("secret"), "KeyError"),
+        (
+            ExceptionGroup("secret", [KeyError("a"), ExceptionGroup("b", [OSError(), KeyError()])]),
+            "KeyError, OSError, KeyError",
+        ),
+        (trio.BrokenResourceError("secret"), "BrokenResourceError"),
+    ],
+)
+async def test_a_bug_is_told_by_its_kinds(
+    bug: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says may quote an event; a group says which kinds there are in it."""
+
+    async def broken(*_arguments: object, **_named: object) -> None:
+        raise bug
+
+    monkeypatch.setattr("trimaran._live_session.collect", broken)
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            trimaran.open_telemetry(
+                "test", environ=LOOPBACK, transport=ScriptedTransport()
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+
+    assert session.statistics().dropped["bug"] >= 1
+    assert [(line["event"], line["error"]) for line in logs] == [("telemetry failed", told)]
+
+
+async def test_a_bug_is_told_without_what_followed_from_it(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A stage whose channel broke since the next one failed is not to blame."""
+
+    async def broken(receive: trio.abc.ReceiveChannel[object]) -> None:
+        async with receive:
+            await receive.receive()
+        with trio.CancelScope(shield=True):  # the break of its channel cancels this one
+            await trio.sleep(1)
+        raise ZeroDivisionError
+
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            trimaran.open_telemetry(
+                "test", environ=LOOPBACK, transport=ScriptedTransport()
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            monkeypatch.setattr(session._sender, "run", broken)  # type: ignore[attr-defined]
+            for _ in range(3):
+                session.error("urgent")
+                await trio.sleep(0.1)
+            await trio.sleep(2)
+
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("telemetry failed", "ZeroDivisionError")
+    ]
+
+
 async def test_a_session_opened_after_the_end_counts_and_sends_nothing() -> None:
     """A telemetry that was left still gives sessions; their events are closed out."""
     capture = Capture()
@@ -402,6 +541,58 @@ def test_ctrl_c_while_it_drains_comes_out_alone() -> None:
 
     assert books_add_up(opened[0].statistics())
     assert opened[0].statistics().pending == 0
+
+
+def test_a_second_ctrl_c_while_it_drains_comes_out_alone_too() -> None:
+    """The first one left the block; the exit is no longer for the second."""
+    opened: list[trimaran.Session] = []
+
+    class Interrupts(ScriptedTransport):
+        """A real Ctrl-C in the middle of the first request, which then hangs."""
+
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            signal.raise_signal(signal.SIGINT)
+            return await super().attempt(request)
+
+    async def main() -> None:
+        async with (
+            trimaran.open_telemetry(
+                "test",
+                environ=LOOPBACK,
+                transport=Interrupts([FOREVER]),
+                settings=trimaran.Settings(drain_timeout=2.0),
+            ) as telemetry,
+            telemetry.session(announce=False) as session,
+        ):
+            opened.append(session)
+            session.track(CALL)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    assert caught.value.__cause__ is None
+    assert opened[0].statistics().dropped == {"drain_timeout": 1}
+
+
+def test_a_bug_that_a_cancelled_block_meets_comes_out_without_the_cancellation() -> None:
+    """Strict settings let it out; beside it there are only cancellations of ours."""
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with Capture().open() as telemetry, telemetry.session() as session:
+                scope.cancel()
+                session._sender.run = broken  # type: ignore[attr-defined]
+                await trio.lowlevel.checkpoint()
+
+    async def broken(receive: trio.abc.ReceiveChannel[object]) -> None:
+        async with receive:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        trio.run(main)
+
+    assert caught.value.__suppress_context__
 
 
 async def test_a_stage_that_breaks_another_ones_channel_comes_out_alone(
@@ -569,6 +760,24 @@ async def test_without_a_login_or_token_events_go_out_anonymously(
     assert endpoint.requests
     assert all("authorization" not in request.headers for request in endpoint.requests)
     assert endpoint.requests[0].batch["user_email"] == ""
+
+
+async def test_an_account_without_a_token_is_not_told_of(endpoint: LoopbackEndpoint) -> None:
+    """Whoever is logged out, and is still known by name, sends as anybody else does."""
+    known = trimaran.Account("https://x.test", "me@example.test")
+    async with (
+        trimaran.open_telemetry(
+            "test", account=Login(account=known, token=None), environ=endpoint.environ()
+        ) as telemetry,
+        telemetry.session() as session,
+    ):
+        assert telemetry.decision.tier is trimaran.Tier.ANONYMOUS
+        assert telemetry.decision.url == endpoint.url
+        assert await session.flush()
+
+    assert endpoint.requests
+    assert b"me@example.test" not in b"".join(request.body for request in endpoint.requests)
+    assert {request.batch["user_email"] for request in endpoint.requests} == {""}
 
 
 async def test_with_an_account_events_carry_its_token_and_email(
