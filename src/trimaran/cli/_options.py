@@ -14,7 +14,7 @@ import click
 from trimaran._decision import url_problem
 from trimaran.cli._input import STANDARD_INPUT
 
-__all__ = ["app_option", "replay_options"]
+__all__ = ["app_option", "destination_options", "replay_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -51,23 +51,29 @@ def app_option(function: _Function) -> _Function:
     )(function)
 
 
+def destination_options(function: _Function) -> _Function:
+    """Where events go, and as whom: ``--url`` and ``--credentials``."""
+    return click.option(
+        "--url",
+        callback=_check_url,
+        help="The endpoint; without it, that of the account or of {APP}_TELEMETRY_URL.",
+    )(
+        click.option(
+            "--credentials",
+            metavar="FILE",
+            type=click.Path(),
+            help='Send as the account in this file: {"url", "token", "email"}, mode 0600.',
+        )(function)
+    )
+
+
 def replay_options(function: _Function) -> _Function:
     """What ``pipe`` and ``show`` take."""
     for option in reversed(
         (
             click.argument("path", metavar="[FILE]", default=STANDARD_INPUT),
             app_option,
-            click.option(
-                "--url",
-                callback=_check_url,
-                help="The endpoint; without it, that of the account or of {APP}_TELEMETRY_URL.",
-            ),
-            click.option(
-                "--credentials",
-                metavar="FILE",
-                type=click.Path(),
-                help='Send as the account in this file: {"url", "token", "email"}, mode 0600.',
-            ),
+            destination_options,
             click.option(
                 "--session",
                 "session_id",

@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from trimaran._decision import url_problem
 from trimaran._settings import Spool
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import spool_directory
 from trimaran.cli._errors import FAILED, Failure
-from trimaran.cli._options import app_option
+from trimaran.cli._options import app_option, destination_options
 from trimaran.cli._signals import run_interruptible
 from trimaran.cli._spool_sending import Options, counted, failures_told, send_spooled
 from trimaran.cli._terminal import console, new_table, printable, say
@@ -36,12 +35,6 @@ def _check_directory(
 ) -> str | None:
     if value == "":
         raise click.BadParameter("it is empty")
-    return value
-
-
-def _check_url(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (problem := url_problem(value, with_token=False)):
-        raise click.BadParameter(f"it {problem}")
     return value
 
 
@@ -152,17 +145,7 @@ def _indented(body: bytes) -> bytes:
 
 @spool.command()
 @_spool_options
-@click.option(
-    "--url",
-    callback=_check_url,
-    help="The endpoint; without it, that of the account or of {APP}_TELEMETRY_URL.",
-)
-@click.option(
-    "--credentials",
-    metavar="FILE",
-    type=click.Path(),
-    help='Send as the account in this file: {"url", "token", "email"}, mode 0600.',
-)
+@destination_options
 @click.option(
     "--timeout",
     default=30.0,
