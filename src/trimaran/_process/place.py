@@ -206,13 +206,18 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
             stream.socket.close()
 
     def close(self) -> None:
-        """Stop listening, and remove the file. Does not wait; connections stay."""
+        """Stop listening, and remove the file. Does not wait; connections stay.
+
+        Can be called outside of trio too.
+        """
         if self._socket.fileno() == -1:
             return
         # The file first: one that nobody listens at says that its process has died.
         if os.getpid() == self._pid and _file_number(self.path) == self._file:
             self.path.unlink(missing_ok=True)
-        self._listener.socket.close()
+        if trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
 
     def let_go(self) -> None:
         """In a forked child: close its copy, with which the parent's death would go unnoticed.
@@ -285,21 +290,23 @@ def _remove_stale(directory: Path) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
-        return True
+    except PermissionError:
+        pass
     return True
 
 
 def _is_deserted(path: Path) -> bool:
-    """Whether nobody listens there: a process in another namespace of pids only seems dead."""
+    """Whether it is a socket at which nobody listens: a process in another namespace of pids
+    only seems dead.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
         there.settimeout(0)
         try:
             there.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            return True
+        except ConnectionRefusedError:  # Linux says that of other files too
+            return path.is_socket()
         except OSError:
             return False
         return False
