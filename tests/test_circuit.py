@@ -233,8 +233,8 @@ async def test_without_a_token_nothing_is_learnt_of_the_endpoint(
             assert isinstance(endpoint, Endpoint)
             tokens = endpoint._tokens
             assert tokens is not None
-            assert tokens._token is not None
-            tokens.refuse(tokens._token)
+            assert tokens.held is not None
+            tokens.refuse(tokens.held)
             await trio.sleep(100)
             assert endpoint._circuit.is_open
 

@@ -7,8 +7,9 @@ Does not know: lifetimes, sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -30,6 +31,9 @@ from trimaran._settings import Settings, Spool
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
 from trimaran._transport import Transport
+
+if TYPE_CHECKING:
+    from trimaran._relay.way_out import RelayedWayOut
 
 __all__ = ["Host", "assemble", "assemble_in_session", "look_up", "text_of"]
 
@@ -68,14 +72,22 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
     """
     outages = Outages(host.diagnostics, host.now)
     user_email = "" if account is None else text_of(account.email)
+    destination = destination_of(decision, user_email)
+    tokens, consent = _token_keeper(token, host), _consent_to(decision, account, host)
+    endpoint: WayOut = _endpoint(decision, tokens, consent, host, outages)
+    beside = None
+    if host.settings.relay is not False:
+        endpoint = relayed = _relayed(endpoint, destination, tokens, consent, host)
+        beside = relayed.run
     return _shared(
-        _endpoint(decision, account, token, host, outages),
+        endpoint,
         outages,
         host,
         tier=decision.tier,
         user_email=user_email,
-        keeper=_spool_keeper(destination_of(decision, user_email), host),
+        keeper=_spool_keeper(destination, host),
         parent=None,
+        beside=beside,
     )
 
 
@@ -95,7 +107,15 @@ def assemble_in_session(
     is_direct = decision.enabled
     endpoint = ThroughParent(
         parent,
-        direct=_endpoint(decision, account, token, host, outages) if is_direct else None,
+        direct=_endpoint(
+            decision,
+            _token_keeper(token, host),
+            _consent_to(decision, account, host),
+            host,
+            outages,
+        )
+        if is_direct
+        else None,
         consent=_consent(None, None, host),
         diagnostics=host.diagnostics,
     )
@@ -112,21 +132,51 @@ def assemble_in_session(
 
 
 def _endpoint(
-    decision: Decision, account: Account | None, token: str | None, host: Host, outages: Outages
+    decision: Decision,
+    tokens: TokenKeeper | None,
+    consent: Consent,
+    host: Host,
+    outages: Outages,
 ) -> Endpoint:
     return Endpoint(
         decision,
         transport=host.transport,
-        tokens=_token_keeper(token, host),
-        consent=_consent(
-            host.provider if decision.tier is Tier.AUTHENTICATED else None, account, host
-        ),
+        tokens=tokens,
+        consent=consent,
         settings=host.settings,
         diagnostics=host.diagnostics,
         random=host.random,
         wall_clock=host.wall_clock,
         on_change=outages.change,
     )
+
+
+def _relayed(
+    endpoint: WayOut,
+    destination: str,
+    tokens: TokenKeeper | None,
+    consent: Consent,
+    host: Host,
+) -> RelayedWayOut:
+    """The way out through a relay. Starts none yet."""
+    from trimaran._relay.way_out import relayed  # noqa: PLC0415 - sqlite3
+
+    return relayed(
+        endpoint,
+        app=host.app,
+        settings=host.settings,
+        agent=host.new_id(),
+        destination=destination,
+        tokens=tokens,
+        consent=consent,
+        diagnostics=host.diagnostics,
+    )
+
+
+def _consent_to(decision: Decision, account: Account | None, host: Host) -> Consent:
+    """What is asked before something is sent where *decision* says."""
+    is_authenticated = decision.tier is Tier.AUTHENTICATED
+    return _consent(host.provider if is_authenticated else None, account, host)
 
 
 def _consent(provider: AccountProvider | None, account: Account | None, host: Host) -> Consent:
@@ -151,6 +201,7 @@ def _shared(
     user_email: str,
     keeper: SpoolKeeper | None,
     parent: Parent | None,
+    beside: Callable[[], Awaitable[object]] | None = None,
 ) -> Shared:
     return Shared(
         endpoint=endpoint,
@@ -164,6 +215,7 @@ def _shared(
         tier=tier,
         environ=host.environ,
         parent=parent,
+        beside=beside,
         version=text_of(host.version),
         user_email=user_email,
         home=host.environ.get("HOME") or host.environ.get("USERPROFILE"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -87,6 +87,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str]
     parent: Parent | None
     """The process whose session this one takes part in, if it is not its own."""
+    beside: Callable[[], Awaitable[object]] | None
+    """What runs beside the sessions, until the last one is over."""
     user_email: str
     """"" for anonymous events."""
     home: str | None
@@ -314,7 +316,7 @@ class LiveSession(Session):
         )
 
     def _await_children(self) -> None:
-        if self._stages is not None and self._children.is_to_run:
+        if self._stages is not None and self._children.is_to_run():
             self._stages.start_soon(self._run_children)
 
     @trio.lowlevel.enable_ki_protection

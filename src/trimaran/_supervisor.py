@@ -89,12 +89,16 @@ class Supervisor:
     async def run(self) -> None:
         """Run the stages of all sessions until :meth:`close`, and then to the deadline."""
         with self._scope:
-            async with trio.open_nursery() as self._stages:
-                if self.shared.keeper is not None:
-                    self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
-                self.is_ready.set()
-                await self._closing.wait()
-                await self._let_sessions_leave()
+            async with trio.open_nursery() as beside:
+                if self.shared.beside is not None:
+                    beside.start_soon(self.shared.beside)
+                async with trio.open_nursery() as self._stages:
+                    if self.shared.keeper is not None:
+                        self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
+                    self.is_ready.set()
+                    await self._closing.wait()
+                    await self._let_sessions_leave()
+                beside.cancel_scope.cancel()
         try:
             await self.shared.endpoint.aclose()
         finally:

@@ -7,8 +7,8 @@ Does not know: how requests are made, what an event means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -21,11 +21,14 @@ __all__ = [
     "endpoint_url",
     "halves",
     "parent_headers",
+    "parent_of",
     "refused_indexes",
     "stamped",
 ]
 
 INGEST_PATH = "/api/observability/ingest"
+
+_PARENT_HEADER = "trimaran-parent-session"
 
 LONGEST_PARENT = 256
 """Characters of a parent's id that is sent. Encoded they take 3 KiB at most; servers take
@@ -79,7 +82,12 @@ def parent_headers(parent_session_id: str) -> dict[str, str]:
     """
     if not parent_session_id:
         return {}
-    return {"trimaran-parent-session": quote(parent_session_id, safe="")}
+    return {_PARENT_HEADER: quote(parent_session_id, safe="")}
+
+
+def parent_of(headers: Mapping[str, str]) -> str:
+    """What :func:`parent_headers` were made of."""
+    return unquote(headers.get(_PARENT_HEADER, ""))
 
 
 def stamped(encoded: bytes, *, timestamp: int, session_id_json: bytes) -> bytes:

@@ -28,7 +28,14 @@ from trimaran._settings import Spool, Survives
 from trimaran._spool.lock import OwnerLock
 from trimaran._spool.values import Evicted, Kept, SpoolError
 
-__all__ = ["BUSY_TIMEOUT", "FILE_NAME", "SpoolFile", "known_version", "spool_directory"]
+__all__ = [
+    "BUSY_TIMEOUT",
+    "FILE_NAME",
+    "SpoolFile",
+    "known_version",
+    "make_private",
+    "spool_directory",
+]
 
 BUSY_TIMEOUT = 1.0
 """Seconds to wait for another process that writes; its transactions take milliseconds."""
@@ -404,7 +411,7 @@ class SpoolFile:
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            _make_private(self._directory)
+            make_private(self._directory)
             self._lock = self._lock or OwnerLock.taken(self._directory, self._owner)
             path = self._directory / FILE_NAME
             database = sqlite3.connect(
@@ -437,7 +444,7 @@ class SpoolFile:
         database.execute("COMMIT")
 
 
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
     """Make *directory*, or check that nobody else can write to it."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.name == "posix":

@@ -41,15 +41,18 @@ class OwnerLock:
         """The lock of a dead owner; None while it lives. Raises what :meth:`taken` does."""
         path = _path_of(directory, owner)
         locks = _locks(path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            locks.flock(descriptor, locks.LOCK_EX | locks.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
-        return cls(path, descriptor)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                locks.flock(descriptor, locks.LOCK_EX | locks.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    return None
+                raise
+            if _is_at(path, descriptor):
+                return cls(path, descriptor)
+            os.close(descriptor)  # whoever let go of it removed the file meanwhile
 
     def release(self, *, remove: bool) -> None:
         """Let go; *remove* the file of an owner that left nothing. May be called again."""
@@ -87,6 +90,14 @@ def lives(directory: Path, owner: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether that is the file at *path*, not one that was removed."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _path_of(directory: Path, owner: str) -> Path:

@@ -1,0 +1,98 @@
+"""Where a relay is: its directory, its lock, and the address that it can be reached at.
+
+In: a directory. Out: a lock, an address.
+Does not know: what a relay does. Nothing here takes longer than a look at a directory.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+
+from trimaran._settings import Relay, Settings
+from trimaran._spool.file import make_private
+from trimaran._spool.lock import OwnerLock, lives
+
+__all__ = ["RelayPlace", "relay_of"]
+
+_RELAY = "relay"
+_START = "start"
+_ADDRESS = "relay.at"
+
+
+def relay_of(app: str, settings: Settings) -> Relay | None:
+    """The relay that *settings* ask for, with its directory; None for none."""
+    chosen = settings.relay
+    if chosen is False:
+        return None
+    if isinstance(chosen, (str, os.PathLike)):
+        return Relay(directory=os.fspath(chosen))
+    relay = Relay() if chosen is True else chosen
+    if relay.directory is not None:
+        return relay
+    directory = platformdirs.user_state_path(app, appauthor=False) / "relay"
+    return Relay(
+        directory=str(directory),
+        idle_timeout=relay.idle_timeout,
+        most_bytes=relay.most_bytes,
+        most_seconds=relay.most_seconds,
+        survives=relay.survives,
+    )
+
+
+class RelayPlace:
+    """The directory of a relay, and what tells that one is there.
+
+    Who holds the lock is the relay; the address, a link to its socket, is there while it
+    can be reached. One that is killed leaves an address at which nobody is.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory: Path = directory
+        self._address = directory / _ADDRESS
+
+    def lock(self) -> OwnerLock | None:
+        """Become the relay; None while there is one.
+
+        Raises:
+            SpoolError: the system has no such locks, or the directory is another user's.
+            OSError: the directory or a file in it cannot be made.
+        """
+        make_private(self.directory)
+        return OwnerLock.seized(self.directory, _RELAY)
+
+    def starting(self) -> OwnerLock | None:
+        """Become the one who starts a relay; None while another does. Raises as :meth:`lock`."""
+        make_private(self.directory)
+        return OwnerLock.seized(self.directory, _START)
+
+    def is_held(self) -> bool:
+        """Whether there is a relay, though it may not be reachable yet, or any more.
+
+        Raises:
+            SpoolError: the system has no such locks.
+            OSError: it cannot be found out.
+        """
+        return lives(self.directory, _RELAY)
+
+    def address(self) -> Path | None:
+        """The socket at which the relay can be reached; None where there is none."""
+        try:
+            return self._address.readlink()
+        except OSError:
+            return None
+
+    def announce(self, address: Path) -> None:
+        """Be reachable at *address*; for who holds the lock."""
+        new = self._address.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(address)
+        new.replace(self._address)
+
+    def retract(self) -> None:
+        """Be reachable no more."""
+        with suppress(OSError):
+            self._address.unlink(missing_ok=True)
