@@ -1,5 +1,6 @@
 """A peer that stops reading, and one that dies in the middle."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from process.pairs import connection
 from trimaran._process import ProcessReceiveChannel, ProcessSendChannel, listening
+from trimaran._process.channel import MAX_WINDOW
 
 Pair = tuple[ProcessSendChannel, ProcessReceiveChannel]
 
@@ -57,6 +59,29 @@ async def test_a_peer_that_does_not_read_makes_the_sender_wait(pair: Pair) -> No
         await send.aclose()
 
     assert received == [b"before", b"after", LARGE]
+
+
+async def test_a_socket_that_takes_nothing_of_a_value(directory: Path) -> None:
+    """There is nothing to withdraw then."""
+    here, there = await connection(directory)
+    with (
+        ProcessSendChannel(here, window=MAX_WINDOW) as send,
+        ProcessReceiveChannel(there) as receive,
+    ):
+        sent = 0
+        while True:
+            with trio.move_on_after(0.05) as scope:
+                await send.send(b"%05d" % sent * 4_000)
+            if scope.cancelled_caught:
+                break
+            sent += 1
+        assert 1 < sent < MAX_WINDOW, "the socket was full before the window"
+        assert send._owed == b""
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send.aclose)
+            received = [int(value[:5]) async for value in receive]
+        assert received == [*range(sent)]
 
 
 async def test_what_is_owed_can_wait_for_several_tries(pair: Pair) -> None:
@@ -233,3 +258,39 @@ async def test_a_receiver_that_is_killed(directory: Path) -> None:
                     process.send_signal(signal.SIGKILL)
 
                 assert sorted(broken) == ["answer", "socket", "turn"]
+
+
+async def test_a_forked_child_lets_go(pair: Pair) -> None:
+    """Nothing is said for it; and when its parent has closed, the other end sees that."""
+    send, receive = pair
+    await send.send(b"1")
+    blocked, gate = os.pipe()
+    child = os.fork()
+    if child == 0:
+        send.let_go()
+        receive.let_go()
+        os.close(gate)
+        os.read(blocked, 1)
+        os._exit(0)
+    os.close(blocked)
+    try:
+        await send.send(b"2")
+        assert [await receive.receive() for _ in range(2)] == [b"1", b"2"]
+        send._socket.close()  # as when this process dies
+        with pytest.raises(trio.BrokenResourceError):
+            await receive.receive()
+    finally:
+        os.close(gate)
+        await trio.to_thread.run_sync(os.waitpid, child, 0)
+
+
+async def test_an_end_that_was_let_go_is_closed(pair: Pair) -> None:
+    """For who holds it; the other end is not told."""
+    send, receive = pair
+    send.let_go()
+    send.close()
+
+    with pytest.raises(trio.ClosedResourceError):
+        await send.send(b"1")
+    with pytest.raises(trio.BrokenResourceError):
+        await receive.receive()

@@ -340,6 +340,13 @@ async def test_a_forked_child_leaves_the_socket_alone(environ: dict[str, str]) -
                 pass
 
 
+async def test_a_listener_that_was_let_go_leaves_its_file(environ: dict[str, str]) -> None:
+    """It is not its own."""
+    with listening("x", environ) as listener:
+        listener.let_go()
+    assert listener.path.exists()
+
+
 # Who may connect
 
 
