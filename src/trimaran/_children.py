@@ -76,7 +76,7 @@ class Children:
         self._channels: dict[ProcessReceiveChannel, None] = {}
         self._known: dict[str, _Child] = {}
         self._host_events = HostEvents()
-        self._is_running = False
+        self._is_started = False
         self.is_over: bool = False
         """Whether nobody is let in any more."""
 
@@ -93,17 +93,18 @@ class Children:
                     self._diagnostics.warn("telemetry takes no children", reason=str(error))
             return None if self._listener is None else self._listener.path
 
-    @property
     def is_to_run(self) -> bool:
-        """Whether somebody may connect, and nobody is there to answer."""
-        return self._listener is not None and not self._is_running and not self.is_over
+        """Whether somebody may connect, and nobody is there to answer; true once."""
+        if self._listener is None or self.is_over or self._is_started:
+            return False
+        self._is_started = True
+        return True
 
     async def run(self) -> None:
         """Take what children hand over, until :meth:`end`; then until they have left, or their
         time is over. Who is still there then is told that nothing more is taken.
         """
         assert self._listener is not None
-        self._is_running = True
         with self._scope:
             async with trio.open_nursery() as nursery:
                 await self._accept_all(self._listener, nursery)
