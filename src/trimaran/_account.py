@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
-import trio
+
+from trimaran._aside import aside
 
 __all__ = ["Account", "AccountProvider", "CredentialsError", "CredentialsFile", "StaticAccount"]
 
@@ -112,7 +113,7 @@ class CredentialsFile:
 
     async def _in_thread(self) -> _Credentials | None:
         """Read the file. A cancel leaves a read that hangs, on a network drive say, behind."""
-        return await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        return await aside(self._read)
 
     def _read(self) -> _Credentials | None:
         try:

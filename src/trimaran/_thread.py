@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from trimaran._aside import Resolver
 from trimaran._forked import tell_if_forked
 
 __all__ = ["BlockInThread", "NoAnswer", "NoThread"]
@@ -100,6 +101,7 @@ class BlockInThread(Generic[_Value]):
 
     async def _hold(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
+        trio.socket.set_custom_hostname_resolver(Resolver())
         if self._deadline is not None:  # left before it was entered
             return
         with self._opening:

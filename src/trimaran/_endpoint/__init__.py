@@ -7,12 +7,14 @@ Does not know: batches, sessions, what an answer means for them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Protocol
 
 import trio
 from msgspec.structs import replace
 
+from trimaran._aside import aside
 from trimaran._decision import Decision, loopback_host
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint.circuit import Circuit, RetryBudget
@@ -257,11 +259,8 @@ class Endpoint:
         if self._transport is None:
             async with self._opening:
                 if self._transport is None:
-                    self._owned = self._transport = await trio.to_thread.run_sync(
-                        _http_transport,
-                        self.url,
-                        self._settings.max_requests,
-                        abandon_on_cancel=True,
+                    self._owned = self._transport = await aside(
+                        partial(_http_transport, self.url, self._settings.max_requests)
                     )
         return self._transport
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import trio
 from msgspec.structs import replace
 
+from trimaran._aside import aside
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch, KeptBatch
 from trimaran._pipeline.ledger import DropReason, Ledger
@@ -45,7 +46,7 @@ def in_a_thread() -> RunBlocking:
     limiter = trio.CapacityLimiter(1)
 
     async def run(call: Callable[[], _Result], /) -> _Result:
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
+        return await aside(call, limiter=limiter)
 
     return run
 
