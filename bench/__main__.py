@@ -22,6 +22,7 @@ from bench.endtoend import end_to_end
 from bench.idle import idle
 from bench.imports import imports
 from bench.outage import outage
+from bench.process_channel import process_channel
 from bench.rows import Row, table
 from bench.serve import server
 from bench.spooled import spooled
@@ -50,6 +51,7 @@ async def _measure(effort: _Effort) -> AsyncIterator[list[Row]]:
     for kind in ("sink", "receiver"):
         yield await end_to_end(kind, rounds=effort.end_to_end, events=effort.events)
     yield await spooled(rounds=effort.end_to_end, events=effort.events)
+    yield await process_channel(rounds=effort.end_to_end, values=effort.events // 2)
     yield await outage()
     yield await idle(rounds=effort.idle)
     yield await imports(rounds=effort.imports)
