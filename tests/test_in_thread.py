@@ -18,8 +18,9 @@ import trio
 
 import trimaran
 from plain_server import PlainEndpoint, deaf, healthy
-from trimaran._in_thread import ANSWER_GRACE, LEAVING_GRACE
+from trimaran._in_thread import LEAVING_GRACE
 from trimaran._telemetry import Telemetry
+from trimaran._thread_session import ANSWER_GRACE
 from trimaran.testing import Capture
 
 COMMAND = trimaran.Command(command_name="init")

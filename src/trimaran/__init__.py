@@ -32,13 +32,14 @@ from trimaran._events import (
     ToolOutputsPruned,
 )
 from trimaran._hooks import Dropped, Problem
-from trimaran._in_thread import ThreadSession, ThreadTelemetry, open_in_thread
+from trimaran._in_thread import ThreadTelemetry, attach_in_thread, open_in_thread
 from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
 from trimaran._settings import Relay, Settings, Spool
 from trimaran._spool.keeper import RunBlocking
 from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
+from trimaran._thread_session import ThreadSession
 from trimaran._transport import Answer, Request, Transport, TransportError
 from trimaran._version import __version__
 
@@ -85,6 +86,7 @@ __all__ = [
     "TransportError",
     "__version__",
     "attach",
+    "attach_in_thread",
     "current_session",
     "open_in_thread",
     "open_telemetry",

@@ -19,17 +19,17 @@ from trimaran._account import Account, AccountProvider
 from trimaran._assembly import Host, assemble_in_session, look_up
 from trimaran._decision import opted_out, resolve, switch_name
 from trimaran._diagnostics import Diagnostics
-from trimaran._environment import parent_in
+from trimaran._environment import Parent, parent_in
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
 from trimaran._live_session import SessionContext
-from trimaran._session import OPTED_OUT, SILENT, Session
+from trimaran._session import OPTED_OUT, SILENT, Session, SilentSession
 from trimaran._settings import Settings
 from trimaran._supervisor import Supervisor, entered
 from trimaran._telemetry import random_id
 from trimaran._transport import Transport
 
-__all__ = ["attach"]
+__all__ = ["attach", "silent_for"]
 
 
 @asynccontextmanager
@@ -81,10 +81,12 @@ async def attach(
     environ = os.environ if environ is None else environ
     settings = Settings() if settings is None else settings
     parent = parent_in(environ)
-    if parent is None or _is_off(parent.app, environ, settings) or not parent.is_on:
-        with entered(SILENT if parent is None else OPTED_OUT):
-            yield SILENT if parent is None else OPTED_OUT
+    silent = silent_for(parent, environ, settings)
+    if silent is not None:
+        with entered(silent):
+            yield silent
         return
+    assert parent is not None
     now = trio.lowlevel.current_clock().current_time
     hooks = Hooks(on_drop, on_problem)
     host = Host(
@@ -126,5 +128,11 @@ async def attach(
         yield session
 
 
-def _is_off(app: str, environ: Mapping[str, str], settings: Settings) -> bool:
-    return opted_out(app, environ, enabled=settings.enabled) is not None
+def silent_for(
+    parent: Parent | None, environ: Mapping[str, str], settings: Settings
+) -> SilentSession | None:
+    """What is attached to where there is nothing to take part in; None where there is."""
+    if parent is None:
+        return SILENT
+    is_off = opted_out(parent.app, environ, enabled=settings.enabled) is not None
+    return OPTED_OUT if is_off or not parent.is_on else None

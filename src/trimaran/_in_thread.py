@@ -1,7 +1,7 @@
 """Telemetry for hosts that are not trio: it runs in a thread, and is used with plain calls.
 
-In: what :func:`~trimaran.open_telemetry` takes. Out: sessions for plain code, for asyncio,
-for any thread.
+In: what :func:`~trimaran.open_telemetry` takes, or :func:`~trimaran.attach`. Out: sessions
+for plain code, for asyncio, for any thread.
 Does not know: how a thread is kept in check, what a session does.
 
 A session is the same as any other, and lives in the thread. What is tracked goes there by
@@ -13,34 +13,29 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from random import Random
 from typing import TypeVar
 
-import trio
-
 from trimaran._account import AccountProvider
-from trimaran._current import entered
+from trimaran._attached import attach, silent_for
 from trimaran._decision import Decision, Tier, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
-from trimaran._events import CommandSource, Event
+from trimaran._environment import parent_in
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._pipeline.ledger import Statistics
-from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
-from trimaran._session import SILENT, Flushed, Session, SilentSession
+from trimaran._session import OPTED_OUT, SILENT
 from trimaran._settings import Settings
 from trimaran._spool.keeper import RunBlocking
-from trimaran._supervisor import named_in_logs
 from trimaran._telemetry import Telemetry, is_name, open_telemetry, random_id
-from trimaran._thread import BlockInThread, NoAnswer, NoThread
+from trimaran._thread import BlockInThread, NoThread
+from trimaran._thread_session import ANSWER_GRACE, ThreadSession, entered_from_afar
 from trimaran._transport import Transport
 
-__all__ = ["ThreadSession", "ThreadTelemetry", "open_in_thread"]
+__all__ = ["ThreadTelemetry", "attach_in_thread", "open_in_thread"]
 
 _Value = TypeVar("_Value")
-_Result = TypeVar("_Result")
 
 LEAVING_GRACE = 0.2
 """Seconds beside those for draining in which the thread may end: twice what closing the
@@ -49,211 +44,6 @@ connections takes at most, and then the spool."""
 ENTERING_PATIENCE = 2.0
 """Seconds that entering a session waits for the thread, which answers within one thousandth
 unless code of the host's own holds it up."""
-
-ANSWER_GRACE = 0.1
-"""Seconds beside its own timeout in which a flush may answer, and leaving a session."""
-
-
-class DistantSession(Session):
-    """A session whose trio loop is in another thread; for any code but that loop's.
-
-    Awaited from asyncio, or from another trio run.
-
-    Args:
-        session: in the loop.
-        loop: where it lives.
-    """
-
-    def __init__(self, session: Session, loop: BlockInThread[_Value]) -> None:
-        self._session = session
-        self._loop = loop
-
-    def __repr__(self) -> str:
-        return repr(self._session)
-
-    @property
-    def id(self) -> str:
-        """See :attr:`Session.id`."""
-        return self._session.id
-
-    def track(self, event: Event) -> None:
-        """See :meth:`Session.track`."""
-        self._session.track(event)
-
-    async def send(self, event: Event) -> None:
-        """See :meth:`Session.send`."""
-        try:
-            await _awaited(self._loop.submit(partial(self._session.send, event)))
-        except NoAnswer:
-            self.track(event)  # counted as closed
-
-    async def flush(self, *, timeout: float = 2.0) -> Flushed:
-        """See :meth:`Session.flush`."""
-        before = self.statistics()
-        try:
-            return await _awaited(self._loop.submit(partial(self._session.flush, timeout=timeout)))
-        except NoAnswer:
-            return self._flushed_since(before)
-
-    def send_blocking(self, event: Event) -> None:
-        """As :meth:`send`, holding up the thread."""
-        try:
-            self._loop.wait(self._loop.submit(partial(self._session.send, event)))
-        except NoAnswer:
-            self.track(event)
-
-    def flush_blocking(self, timeout: float) -> Flushed:
-        """As :meth:`flush`, holding up the thread."""
-        before = self.statistics()
-        try:
-            return self._loop.wait(
-                self._loop.submit(partial(self._session.flush, timeout=timeout)),
-                max(0.0, timeout) + ANSWER_GRACE,
-            )
-        except NoAnswer:
-            return self._flushed_since(before)
-
-    def _flushed_since(self, before: Statistics) -> Flushed:
-        """How a flush ended that the loop did not answer."""
-        after = self.statistics()
-        return Flushed(
-            complete=after.pending == after.spooled + after.handed_over,
-            delivered=after.delivered - before.delivered,
-            dropped=after.dropped_total - before.dropped_total,
-            pending=after.pending,
-            spooled=after.spooled,
-            handed_over=after.handed_over,
-        )
-
-    def statistics(self) -> Statistics:
-        """See :meth:`Session.statistics`."""
-        return self._session.statistics()
-
-    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """See :meth:`Session.to_env`."""
-        return self._session.to_env(base)
-
-    def generation(
-        self,
-        *,
-        message_id: str = "",
-        model_id: str | None = None,
-        provider_id: str | None = None,
-        agent: str | None = None,
-    ) -> GenerationMeasure:
-        """See :meth:`Session.generation`."""
-        return self._session.generation(
-            message_id=message_id, model_id=model_id, provider_id=provider_id, agent=agent
-        )
-
-    def tool_call(
-        self, tool_name: str, *, message_id: str = "", category: str | None = None
-    ) -> ToolMeasure:
-        """See :meth:`Session.tool_call`."""
-        return self._session.tool_call(tool_name, message_id=message_id, category=category)
-
-    def bridge_call(self, method: str) -> BridgeMeasure:
-        """See :meth:`Session.bridge_call`."""
-        return self._session.bridge_call(method)
-
-
-async def _awaited(future: Future[_Result]) -> _Result:
-    """Wait for *future* in whichever loop runs here; a cancel cancels it."""
-    if trio.lowlevel.in_trio_run():
-        try:
-            return await trio.to_thread.run_sync(future.result, abandon_on_cancel=True)
-        except trio.Cancelled:
-            future.cancel()
-            raise
-    import asyncio  # noqa: PLC0415 - only where it is the host's own
-
-    return await asyncio.wrap_future(future)
-
-
-class ThreadSession:
-    """A session as :class:`Session`, for code that cannot await: no call is async.
-
-    What it has in common with that is the same: plain calls, from any thread, which never
-    wait and never raise. :meth:`send` and :meth:`flush` hold up the thread that calls them.
-    """
-
-    def __init__(self, session: DistantSession | SilentSession) -> None:
-        self._session = session
-
-    def __repr__(self) -> str:
-        return repr(self._session)
-
-    @property
-    def id(self) -> str:
-        """See :attr:`Session.id`."""
-        return self._session.id
-
-    def track(self, event: Event) -> None:
-        """See :meth:`Session.track`."""
-        self._session.track(event)
-
-    def command(
-        self, command_name: str, *, source: CommandSource = "unknown", message_id: str = ""
-    ) -> None:
-        """See :meth:`Session.command`."""
-        self._session.command(command_name, source=source, message_id=message_id)
-
-    def error(self, error: BaseException | str, *, context: str = "") -> None:
-        """See :meth:`Session.error`."""
-        self._session.error(error, context=context)
-
-    def tool_call(
-        self, tool_name: str, *, message_id: str = "", category: str | None = None
-    ) -> ToolMeasure:
-        """See :meth:`Session.tool_call`."""
-        return self._session.tool_call(tool_name, message_id=message_id, category=category)
-
-    def generation(
-        self,
-        *,
-        message_id: str = "",
-        model_id: str | None = None,
-        provider_id: str | None = None,
-        agent: str | None = None,
-    ) -> GenerationMeasure:
-        """See :meth:`Session.generation`."""
-        return self._session.generation(
-            message_id=message_id, model_id=model_id, provider_id=provider_id, agent=agent
-        )
-
-    def bridge_call(self, method: str) -> BridgeMeasure:
-        """See :meth:`Session.bridge_call`."""
-        return self._session.bridge_call(method)
-
-    def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """See :meth:`Session.to_env`."""
-        return self._session.to_env(base)
-
-    def send(self, event: Event) -> None:
-        """Hand over an event, holding up the thread until there is room for it.
-
-        An exception while it waits, ``KeyboardInterrupt`` say, takes the event back, unless
-        it is in already. After the end of the session the event is counted as ``closed``.
-        """
-        if isinstance(self._session, DistantSession):
-            self._session.send_blocking(event)
-
-    def flush(self, timeout: float = 2.0) -> Flushed:
-        """Hold up the thread until all that was tracked before is delivered or dropped.
-
-        Args:
-            timeout: seconds to wait at most; ``math.inf`` waits as long as it takes.
-
-        Returns:
-            How it ended, which is false in a condition when the time ran out before.
-        """
-        if isinstance(self._session, DistantSession):
-            return self._session.flush_blocking(timeout)
-        return Flushed(complete=True)
-
-    def statistics(self) -> Statistics:
-        """See :meth:`Session.statistics`."""
-        return self._session.statistics()
 
 
 class ThreadTelemetry:
@@ -296,8 +86,8 @@ class ThreadTelemetry:
         Once the telemetry has ended, the session does nothing.
         """
         if self._loop is None:
-            with entered(SILENT):
-                yield ThreadSession(SILENT)
+            with entered_from_afar(OPTED_OUT if self.decision.is_opt_out else SILENT) as session:
+                yield session
             return
         opened = partial(
             self._telemetry.session,
@@ -309,14 +99,11 @@ class ThreadTelemetry:
             parent_session_id=parent_session_id,
             announce=announce,
         )
-        with self._loop.held(opened, entering=ENTERING_PATIENCE, leaving=ANSWER_GRACE) as live:
-            if live is None:
-                with entered(SILENT):
-                    yield ThreadSession(SILENT)
-                return
-            session = DistantSession(live, self._loop)
-            with entered(session), named_in_logs(live.id):
-                yield ThreadSession(session)
+        with (
+            self._loop.held(opened, entering=ENTERING_PATIENCE, leaving=ANSWER_GRACE) as live,
+            entered_from_afar(SILENT if live is None else live, self._loop) as session,
+        ):
+            yield session
 
     def close(self) -> None:
         """End all sessions, and drain: what leaving the block does, which then finds it done.
@@ -412,6 +199,66 @@ def open_in_thread(
         return
     with _left_in_time(loop, diagnostics, strict=settings.strict):
         yield ThreadTelemetry(telemetry, loop)
+
+
+@contextmanager
+def attach_in_thread(
+    *,
+    environ: Mapping[str, str] | None = None,
+    account: AccountProvider | None = None,
+    settings: Settings | None = None,
+    transport: Transport | None = None,
+    consent: Callable[[], bool] | None = None,
+    on_drop: OnDrop | None = None,
+    on_problem: OnProblem | None = None,
+    wall_clock: Callable[[], float] = time.time,
+    random: Random | None = None,
+    new_id: Callable[[], str] = random_id,
+) -> Generator[ThreadSession]:
+    """Take part in the parent's session around a plain block, for programs that are not trio.
+
+    As :func:`attach`, whose arguments it takes, in a thread as :func:`open_in_thread`. Leaving
+    the block is what hands everything over: children of ``multiprocessing`` end without more.
+
+    Without a parent in *environ*, or with telemetry switched off, no thread is started.
+    """
+    settings = Settings() if settings is None else settings
+    found = os.environ if environ is None else environ
+    silent = silent_for(parent_in(found), found, settings)
+    if silent is not None:
+        with entered_from_afar(silent) as session:
+            yield session
+        return
+    diagnostics = Diagnostics(time.monotonic, Hooks(on_drop, on_problem))
+    loop = BlockInThread(
+        partial(
+            attach,
+            environ=environ,
+            account=account,
+            settings=settings,
+            transport=transport,
+            consent=consent,
+            on_drop=on_drop,
+            on_problem=on_problem,
+            wall_clock=wall_clock,
+            random=random,
+            new_id=new_id,
+        ),
+        name="trimaran attached",
+        patience=settings.drain_timeout + LEAVING_GRACE,
+    )
+    try:
+        attached = loop.open()
+    except NoThread as error:
+        diagnostics.warn("telemetry disabled", reason=f"no thread: {error}")
+        with entered_from_afar(SILENT) as session:
+            yield session
+        return
+    with (
+        _left_in_time(loop, diagnostics, strict=settings.strict),
+        entered_from_afar(attached, loop) as session,
+    ):
+        yield session
 
 
 @contextmanager

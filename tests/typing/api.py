@@ -151,6 +151,50 @@ async def record(telemetry: trimaran.Telemetry) -> None:
         assert_type(participant, trimaran.Session)
 
 
+def record_plainly(session: trimaran.ThreadSession) -> None:
+    """Everything that a session takes, where nothing is awaited."""
+    assert_type(session.id, str)
+    session.command("init", source="command", message_id="msg_1")
+    with session.generation(message_id="msg_1") as generation:
+        assert_type(generation, trimaran.GenerationMeasure)
+    with session.tool_call("bash", message_id="msg_1", category="shell") as tool:
+        assert_type(tool, trimaran.ToolMeasure)
+    with session.bridge_call("sql.execute") as bridge:
+        assert_type(bridge, trimaran.BridgeMeasure)
+    session.error(ValueError("no"), context="prompt")
+    session.track(events[0])
+    session.send(Deploy(target="production"))
+    assert_type(session.flush(timeout=2), trimaran.Flushed)
+    assert_type(session.statistics(), trimaran.Statistics)
+    assert_type(session.to_env(), dict[str, str])
+
+
+def run_plainly() -> None:
+    """Around a plain block, with telemetry in a thread."""
+    with trimaran.open_in_thread(
+        "altimate",
+        version="0.5.7",
+        account=accounts[0],
+        settings=settings,
+        environ={},
+        transport=transport,
+        consent=agrees,
+        on_drop=hear,
+        on_problem=warn,
+        random=Random(0),
+        run_blocking=run_blocking,
+    ) as telemetry:
+        assert_type(telemetry, trimaran.ThreadTelemetry)
+        assert_type(telemetry.decision, trimaran.Decision)
+        assert_type(telemetry.leftovers(), trimaran.Statistics)
+        with telemetry.session(agent="build", parent_session_id="ses_1") as session:
+            assert_type(session, trimaran.ThreadSession)
+            record_plainly(session)
+        telemetry.close()
+    with trimaran.attach_in_thread(account=accounts[0], settings=settings) as attached:
+        assert_type(attached, trimaran.ThreadSession)
+
+
 async def embed() -> None:
     """Around a block, and in a nursery of the host's."""
     async with trimaran.open_telemetry(
