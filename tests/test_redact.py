@@ -525,6 +525,24 @@ def test_masking_is_idempotent(text: str) -> None:
     assert masked == mask_text(masked, HOME)
 
 
+@pytest.mark.parametrize("unit", ["`://", "://a:", "x://y:z/"])
+def test_a_marker_takes_nothing_more_with_it(unit: str) -> None:
+    """A chain of URLs is masked at its end once, and not piece by piece up to its beginning."""
+    masked = mask_text(unit * 5000 + "u:p@host", HOME)
+
+    assert masked.endswith("[masked:credentials]@host")
+    assert masked.startswith(unit * 4000)
+    assert masked == mask_text(masked, HOME)
+
+
+@pytest.mark.parametrize(
+    "text", ["p://me:pa/ss@host", "p://me:pa?ss@host", "p://me:p`a\\ss@host", "p://me:p://a@host"]
+)
+def test_a_password_may_hold_what_ends_a_host(text: str) -> None:
+    """All of it goes: half a password is no secret that was kept."""
+    assert mask_text(text) == "p://[masked:credentials]@host"
+
+
 @given(st.text(st.characters()), st.none() | st.text(max_size=5))
 def test_any_text_can_be_masked(text: str, home: str | None) -> None:
     """No text makes masking fail, lone surrogates among them."""

@@ -157,7 +157,16 @@ _BEARER = re.compile(
 )
 _BASIC = re.compile(r"([Bb]asic\s{1,4}+|BASIC\s{1,4}+)([A-Za-z0-9+/]{4,}+)=*+")
 _USER_INFO = re.compile(
-    r"""(?<=://)(?!git@)(?:[^\s/?#"'<>`\\]*@|[^\s/@:]{1,128}+:(?!\d{1,5}[/?#])[^\s@"'<>]{1,256}@)"""
+    r"""
+    (?<=://) (?!git@)
+    (?:
+        [^\s/?#"'<>`\\]*@
+    |
+        [^\s/@:]{1,128}+ : (?!\d{1,5}[/?#]) [^\s@"'<>]{1,256}+
+        (?<!\[masked:credentials\]) @    # else each round would take a piece of what is before
+    )
+    """,
+    re.VERBOSE,
 )
 _DOMAIN = r"(?:[\w\-]++\.)+[^\W\d_]{2,24}"
 _USER_AT_HOST = re.compile(
