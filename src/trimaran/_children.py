@@ -77,6 +77,7 @@ class Children:
         self._known: dict[str, _Child] = {}
         self._host_events = HostEvents()
         self._is_started = False
+        self._is_copy = False
         self.is_over: bool = False
         """Whether nobody is let in any more."""
 
@@ -86,7 +87,7 @@ class Children:
         The first call makes it, which takes microseconds and is all that waits for a disk.
         """
         with self._opening:
-            if self._listener is None and not self.is_over:
+            if self._listener is None and not self.is_over and not self._is_copy:
                 try:
                     self._listener = listening(self._name, self._environ)
                 except (ProcessError, OSError) as error:
@@ -95,7 +96,7 @@ class Children:
 
     def is_to_run(self) -> bool:
         """Whether somebody may connect, and nobody is there to answer; true once."""
-        if self._listener is None or self.is_over or self._is_started:
+        if self._listener is None or self.is_over or self._is_copy or self._is_started:
             return False
         self._is_started = True
         return True
@@ -187,7 +188,7 @@ class Children:
     def forked(self) -> None:
         """This is a forked child's copy: all its connections are the parent's."""
         self._opening = threading.Lock()
-        self.is_over = True
+        self._is_copy = True
         if self._listener is not None:
             self._listener.let_go()
         for channel in self._channels:

@@ -295,7 +295,7 @@ class LiveSession(Session):
         place = self._children.place()
         if threading.get_ident() == self._thread:
             self._await_children()
-        elif place is not None:
+        elif place is not None and not self._closed:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._await_children, idempotent=True)
         shared, context = self._shared, self._context
