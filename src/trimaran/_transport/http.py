@@ -94,15 +94,27 @@ class HttpTransport:
         max_connections: connections that are open at once, at most.
         direct_to: a host that is reached without a proxy. To this very machine a token may
             go over plain http; a proxy would be another one, which reads it.
+        certificate: a file with the certificates of who may vouch for a server, in the place
+            of the operating system's trust store.
+        client_certificate: a file with the certificate that this side shows.
+        client_key: a file with its key, if that is not in the same one.
 
     Raises:
-        TransportError: a proxy variable of the environment cannot be used.
+        TransportError: a proxy variable of the environment, or a file, cannot be used.
     """
 
-    def __init__(self, *, max_connections: int, direct_to: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        direct_to: str | None = None,
+        certificate: str | None = None,
+        client_certificate: str | None = None,
+        client_key: str | None = None,
+    ) -> None:
         client = partial(
             httpx.AsyncClient,
-            verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=_trust(certificate, client_certificate, client_key),
             # The caller's cancel scope is the one clock: httpx's own limits would
             # each cover a part of an attempt, and none the whole.
             timeout=None,
@@ -186,6 +198,29 @@ class HttpTransport:
         """Close all connections."""
         self._logger.removeFilter(self._not_ours)
         await self._client.aclose()
+
+
+def _trust(
+    certificate: str | None, client_certificate: str | None, client_key: str | None
+) -> ssl.SSLContext:
+    """Whom to trust, and what to show of oneself.
+
+    Raises:
+        TransportError: a file cannot be used; it is named.
+    """
+    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    files = certificate
+    try:
+        if certificate is not None:
+            context = ssl.create_default_context(cafile=certificate)
+        if client_certificate is not None:
+            files = " and ".join(filter(None, (client_certificate, client_key)))
+            # A key that is locked would ask for its password on the terminal.
+            context.load_cert_chain(client_certificate, client_key, password=str)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or type(error).__name__
+        raise TransportError(f"a certificate cannot be used: {files}: {reason}") from None
+    return context
 
 
 def _pattern_of(host: str) -> str:

@@ -1,0 +1,353 @@
+"""A batch of events becomes spans of one trace.
+
+In: a batch's body, the table of names. Out: a frozen span for each event, in their order.
+Does not know: how spans are written down or sent, what a destination makes of them.
+
+Ids follow from what is in the batch, so that a batch that is sent again, by whichever
+process, is the same spans again. An event says its own span and its parent's by two members
+more, ``span_id`` and ``parent_span_id``; without them its id is made of the batch's key and
+its place there, and it stands below the session's root.
+
+A span goes out when it is over, and cannot be changed then. So an error, which comes after,
+is a span without length below what it belongs to; and the root goes out twice, as soon as
+the session starts and again, under the same id, when it ends: what comes of a session that
+dies stands below something, and a long one shows while it runs. Where a destination counts
+spans rather than keeping one for each id, the first of the two is a span of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from trimaran._pipeline.wire import parent_of
+from trimaran._trace import TRACEPARENT, trace_of
+from trimaran.otlp.conventions import (
+    OTHER,
+    Attribute,
+    Dialect,
+    Fields,
+    Kind,
+    Shape,
+    Table,
+    Value,
+    value_of,
+)
+
+__all__ = ["Begun", "Body", "Names", "Origin", "Span", "begun_by", "read_body", "spans_of"]
+
+_NANOSECONDS = 1_000_000
+"""In a millisecond."""
+
+_LATEST = 2**63 // _NANOSECONDS
+"""Milliseconds since the epoch: later has no nanoseconds in 64 bits."""
+
+_SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}", re.ASCII)
+
+_ROOTS = frozenset({"session_start", "session_end"})
+
+_SAID_OTHERWISE = frozenset(
+    {
+        "type",
+        "timestamp",
+        "session_id",
+        "span_id",
+        "parent_span_id",
+        "duration_ms",
+        "status",
+        "error",
+    }
+)
+"""Fields with a place in every span, beside its attributes."""
+
+
+class Body(msgspec.Struct):
+    """A batch as it is sent to the origin's endpoint."""
+
+    session_id: str
+    timestamp: int
+    events: list[dict[str, object]]
+    cli_version: str = ""
+    user_email: str = ""
+    project_id: str = ""
+
+
+_bodies = msgspec.json.Decoder(Body)
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """What a session's end does not say any more."""
+
+    time: int
+    """When it started, in nanoseconds since the epoch."""
+    fields: Mapping[str, object]
+    """What its start said."""
+
+
+class Names(msgspec.Struct, frozen=True):
+    """How a destination wants to have it."""
+
+    dialect: Dialect
+    """The names that it needs beside OpenTelemetry's."""
+    table: Table
+    """All names, by type of event."""
+    tags: tuple[str, ...] = ()
+    """What every span is marked with."""
+    with_open_root: bool = True
+    """Whether a session's start is its root, to be replaced at its end; else it is a span of
+    its own, and the root comes at the end alone."""
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a batch's request says of it beside its body."""
+
+    key: str = ""
+    parent_session_id: str = ""
+    """The session that this one works for."""
+    traceparent: str = ""
+    """What the session's root stands below, as W3C Trace Context writes it."""
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Origin:
+        """From the headers of a batch."""
+        return cls(
+            headers.get("idempotency-key", ""),
+            parent_of(headers),
+            headers.get(TRACEPARENT.lower(), ""),
+        )
+
+
+class Span(msgspec.Struct, frozen=True):
+    """What happened, by the names of a destination. Times are nanoseconds since the epoch,
+    ids hexadecimal digits.
+    """
+
+    event: str
+    """The type of the event that it was."""
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    """ "" for none."""
+    name: str
+    kind: Kind
+    start: int
+    end: int
+    attributes: list[Attribute]
+    is_error: bool = False
+    message: str = ""
+    """What went wrong."""
+    exception: tuple[Attribute, ...] = ()
+    """Attributes of an event ``exception`` at the span's end."""
+    link: tuple[str, str] | None = None
+    """Trace and span of what it is connected with, in another trace."""
+
+
+def read_body(body: bytes) -> Body:
+    """The batch in a request's body.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+    """
+    try:
+        return _bodies.decode(body)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(type(error).__name__) from None
+
+
+def begun_by(body: Body) -> Begun | None:
+    """How the session began, where that is in this batch."""
+    for event in body.events:
+        if event.get("type") == "session_start":
+            return Begun(_time_of(event, body), event)
+    return None
+
+
+def spans_of(body: Body, origin: Origin, names: Names, begun: Begun | None = None) -> list[Span]:
+    """The spans of a batch, one for each event, in their order.
+
+    Args:
+        body: the batch.
+        origin: what its request says beside.
+        names: how the destination wants to have it.
+        begun: how the session began, if that is known.
+    """
+    mapping = _Mapping(body, origin, names, begun)
+    roots = _ROOTS if names.with_open_root else _ROOTS - {"session_start"}
+    return [
+        mapping.root(event) if event.get("type") in roots else mapping.span(event, index)
+        for index, event in enumerate(body.events)
+    ]
+
+
+class _Mapping:
+    """One batch, while it is made into spans."""
+
+    def __init__(self, body: Body, origin: Origin, names: Names, begun: Begun | None) -> None:
+        trace = trace_of(body.session_id, origin.traceparent)
+        _, _, above = origin.traceparent.strip().partition(trace.trace_id)
+        self._body = body
+        self._key = origin.key
+        self._trace_id = trace.trace_id
+        self._root = trace.span_id
+        self._above_root = above[1:17]
+        self._parent_session_id = origin.parent_session_id
+        self._dialect = names.dialect
+        self._table = names.table
+        self._begun = begun
+        self._common = _common(body, names)
+
+    def span(self, event: Fields, index: int) -> Span:
+        """What any event becomes but a root."""
+        kind = event.get("type")
+        kind = kind if type(kind) is str else ""
+        shape = self._table.get(kind) or self._table.get("", OTHER)
+        end = _time_of(event, self._body)
+        is_error = _is_error(kind, event)
+        message = _text(event, "error_message" if kind == "error" else "error")
+        return Span(
+            kind,
+            self._trace_id,
+            self._id_of(event, index),
+            _span_id(event.get("parent_span_id")) or self._root,
+            _name(shape, kind, event),
+            shape.kind,
+            end - _duration(event, end),
+            end,
+            self._attributes(kind, shape, event),
+            is_error,
+            message if is_error else "",
+            _exception(event, message) if kind == "error" else (),
+        )
+
+    def root(self, event: Fields) -> Span:
+        """The session's own span: as long as it was, or without length while it runs."""
+        kind = "session_end" if event.get("type") == "session_end" else "session_start"
+        begun = self._begun
+        time = _time_of(event, self._body)
+        known = {
+            **({} if begun is None else begun.fields),
+            **event,
+            "project_id": self._body.project_id,
+        }
+        start = time - _duration(event, time) if begun is None else min(begun.time, time)
+        shape = self._table[kind]
+        name = _name(shape, kind, known)
+        attributes = self._attributes(kind, shape, known)
+        if self._dialect.trace_name:
+            attributes.append((self._dialect.trace_name, name))
+        link = None
+        if self._parent_session_id:
+            attributes.append((f"{self._dialect.prefix}parent_session_id", self._parent_session_id))
+            link = trace_of(self._parent_session_id)[:2]
+        return Span(
+            kind,
+            self._trace_id,
+            self._root,
+            self._above_root,
+            name,
+            shape.kind,
+            start,
+            time,
+            attributes,
+            link=link,
+        )
+
+    def _attributes(self, kind: str, shape: Shape, event: Fields) -> list[Attribute]:
+        """All that an event says, under every name that it has."""
+        prefix = self._dialect.prefix
+        found: list[Attribute] = [*self._common, (f"{prefix}event", kind), *shape.always.items()]
+        add = found.append
+        for name, field in shape.fields.items():
+            value = value_of(event.get(field))
+            if value is not None:
+                add((name, value))
+        own = shape.own
+        if own is None:
+            own = tuple(field for field in event if field not in _SAID_OTHERWISE)
+        for field in own:
+            value = value_of(event.get(field))
+            if value is not None:
+                add((f"{prefix}{field}", value))
+        for computed in shape.computed:
+            found.extend(computed(event))
+        return found
+
+    def _id_of(self, event: Fields, index: int) -> str:
+        return _span_id(event.get("span_id")) or _digest(
+            f"{self._body.session_id}\n{self._key}\n{index}"
+        )
+
+
+def _common(body: Body, names: Names) -> list[Attribute]:
+    """What every span of a session carries, so that each can be found by it."""
+    dialect = names.dialect
+    session = _fitting(body.session_id, dialect.longest_id)
+    user = _fitting(body.user_email, dialect.longest_id)
+    found: list[Attribute] = [(name, session) for name in dialect.session]
+    found += [(name, user) for name in dialect.user if user]
+    if names.tags:
+        found.append((dialect.tags, tuple(_fitting(tag, dialect.longest_id) for tag in names.tags)))
+    return found
+
+
+def _fitting(text: str, longest: int | None) -> str:
+    """*text*, or what stands for it everywhere where it may not be sent as it is."""
+    if longest is None or (len(text) <= longest and text.isascii() and text.isprintable()):
+        return text
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _name(shape: Shape, kind: str, event: Fields) -> str:
+    subject = _text(event, shape.subject) if shape.subject else ""
+    return f"{shape.name} {subject}".strip() or kind or "event"
+
+
+def _text(event: Fields, field: str) -> str:
+    value = event.get(field)
+    return value if type(value) is str else ""
+
+
+def _is_error(kind: str, event: Fields) -> bool:
+    return (
+        kind == "error"
+        or event.get("status") == "error"
+        or (kind == "generation" and event.get("finish_reason") == "error")
+    )
+
+
+def _exception(event: Fields, message: str) -> tuple[Attribute, ...]:
+    """As OpenTelemetry has it: https://opentelemetry.io/docs/specs/semconv/exceptions/."""
+    told: dict[str, Value] = {
+        "exception.type": _text(event, "error_name"),
+        "exception.message": message,
+    }
+    return tuple((name, value) for name, value in told.items() if value)
+
+
+def _time_of(event: Fields, body: Body) -> int:
+    """When an event was tracked, in nanoseconds since the epoch; else, when it was sent."""
+    for time in (event.get("timestamp"), body.timestamp):
+        if type(time) is int and 0 <= time < _LATEST:
+            return time * _NANOSECONDS
+    return 0
+
+
+def _duration(event: Fields, end: int) -> int:
+    """Nanoseconds that it lasted, at most since the epoch; 0 where it has no length."""
+    duration = event.get("duration_ms")
+    if type(duration) is int or type(duration) is float:
+        return min(end, max(0, int(duration * _NANOSECONDS)))
+    return 0
+
+
+def _span_id(value: object) -> str | None:
+    """*value*, where it is an id: one that is not costs some destinations the whole batch."""
+    return value if type(value) is str and _SPAN_ID.fullmatch(value) else None
+
+
+def _digest(text: str) -> str:
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return digest if int(digest, 16) else "0" * 15 + "1"

@@ -1,0 +1,251 @@
+"""The transport: a batch of the origin's becomes one OTLP request.
+
+In: a request with a batch. Out: the answer, in the words that the sender knows.
+Does not know: sessions, retries, what becomes of events.
+
+It is stateless but for one thing: how the sessions of the moment began, which their ends do
+not say again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import platform
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+
+import msgspec
+import trio
+
+from trimaran._decision import loopback_host
+from trimaran._diagnostics import Diagnostics
+from trimaran._transport import Answer, Request, Transport, TransportError
+from trimaran._version import __version__
+from trimaran.otlp import json_form, protobuf
+from trimaran.otlp.conventions import MAPPING_VERSION, Attribute, table_of
+from trimaran.otlp.environment import OtlpSettings
+from trimaran.otlp.spans import Begun, Body, Names, Origin, Span, begun_by, read_body, spans_of
+
+__all__ = ["OtlpTransport"]
+
+MOST_BYTES = 64 * 1024 * 1024
+"""Bytes of a request before it is compressed; what servers of OTLP take at least, by its
+specification. A larger one is halved."""
+
+_MOST_SESSIONS = 10_000
+"""Sessions whose beginning is remembered; of one beyond them, the end says what it knows."""
+
+_LONGEST_MESSAGE = 500
+"""Characters of a server's message that are logged."""
+
+_NOT_RETRIED = frozenset({408, 500})
+"""What our sender would try again, and OTLP forbids to:
+https://opentelemetry.io/docs/specs/otlp/#failures-1."""
+
+_REFUSED = 422
+_PARTIAL = 207
+_TOO_LARGE = 413
+
+_GZIP_LEVEL = 1
+"""The quickest brings spans to a tenth already."""
+
+
+class OtlpTransport:
+    """A :class:`~trimaran.Transport` that posts events as spans, or log records, over HTTP.
+
+    What it sends carries its own headers only: a token of the account's goes nowhere but to
+    that account's endpoint.
+
+    Retries are the sender's, but for what OTLP leaves to nobody: an answer of 500 or 408 is
+    final. A partial success counts as many events as rejected as the server says.
+
+    Args:
+        settings: where to and how; those of the environment, if None.
+        max_connections: connections that are open at once, at most.
+        environ: the environment that is read; ``os.environ``, if None.
+    """
+
+    def __init__(
+        self,
+        settings: OtlpSettings | None = None,
+        *,
+        max_connections: int = 16,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        if settings is None:
+            settings = OtlpSettings.from_environ(os.environ if environ is None else environ)
+        self._settings = settings
+        self._max_connections = max_connections
+        self._http: Transport | None = None
+        self._opening = trio.Lock()
+        self._diagnostics = Diagnostics(trio.current_time)
+        self._untold = list(settings.problems)
+        self._names = Names(
+            settings.dialect,
+            table_of(settings.dialect, settings.shapes),
+            settings.tags,
+            settings.open_root,
+        )
+        self._begun: OrderedDict[str, Begun] = OrderedDict()
+        self._encoder = protobuf.Encoder()
+        self._resource = _resource(settings)
+        is_json = settings.encoding == "json"
+        self._headers = {
+            **{name.lower(): value for name, value in settings.headers.items()},
+            "content-type": "application/json" if is_json else "application/x-protobuf",
+            "user-agent": f"trimaran/{__version__}",
+            **({"content-encoding": "gzip"} if settings.compression == "gzip" else {}),
+        }
+
+    def __repr__(self) -> str:
+        return f"<OtlpTransport: {self._settings.signal} to {self._settings.url}>"
+
+    async def attempt(self, request: Request) -> Answer:
+        """Post the batch of *request* once. See :class:`~trimaran.Transport`."""
+        while self._untold:
+            self._diagnostics.warn("telemetry setting ignored", problem=self._untold.pop(0))
+        http = await self._opened()
+        try:
+            encoded = self.encoded(request)
+        except msgspec.DecodeError as error:
+            self._diagnostics.warn("telemetry batch unreadable", error=type(error).__name__)
+            return Answer(_REFUSED)
+        if len(encoded) > MOST_BYTES:
+            return Answer(_TOO_LARGE)
+        if self._settings.compression == "gzip":
+            encoded = gzip.compress(encoded, _GZIP_LEVEL, mtime=0)
+        answer = None
+        with trio.move_on_after(self._settings.timeout):
+            answer = await self._post(http, encoded)
+        if answer is None:
+            raise TransportError(f"no answer within {self._settings.timeout:g} s")
+        return self._understood(answer, request.events)
+
+    def encoded(self, request: Request) -> bytes:
+        """What is posted for *request*, before it is compressed.
+
+        Raises:
+            msgspec.DecodeError: there is no batch in it.
+        """
+        body = read_body(request.body)
+        spans = self._spans(body, Origin.of(request.headers))
+        resource = [*self._resource]
+        if body.cli_version:
+            resource.append(("service.version", body.cli_version))
+        scope = ("trimaran", __version__, MAPPING_VERSION)
+        if self._settings.encoding == "json":
+            write = json_form.traces if self._settings.signal == "traces" else json_form.logs
+        elif self._settings.signal == "traces":
+            write = self._encoder.traces
+        else:
+            write = self._encoder.logs
+        return write(resource, scope, spans)
+
+    def _spans(self, body: Body, origin: Origin) -> list[Span]:
+        begun = begun_by(body)
+        if begun is None:
+            begun = self._begun.get(body.session_id)
+        else:
+            self._begun[body.session_id] = begun
+            self._begun.move_to_end(body.session_id)
+            if len(self._begun) > _MOST_SESSIONS:
+                self._begun.popitem(last=False)
+        return spans_of(body, origin, self._names, begun)
+
+    async def _post(self, http: Transport, body: bytes) -> Answer:
+        try:
+            return await http.attempt(Request(self._settings.url, self._headers, body))
+        except TransportError as error:
+            raise TransportError(_with_advice(str(error), self._settings)) from None
+
+    def _understood(self, answer: Answer, events: int) -> Answer:
+        """*answer*, as our sender would have it."""
+        form = json_form if self._settings.encoding == "json" else protobuf
+        if 200 <= answer.status < 300:
+            refused, message = form.partial_success(answer.body)
+            if refused or message:
+                self._tell(answer.status, message, refused)
+            if not refused:
+                return Answer(200)
+            return _partly(events, refused)
+        self._tell(answer.status, form.message_of_status(answer.body), None)
+        status = _REFUSED if answer.status in _NOT_RETRIED else answer.status
+        # Not 207, which the sender would look into: here, it is as good as any other.
+        return Answer(status, answer.retry_after)
+
+    def _tell(self, status: int, message: str, rejected: int | None) -> None:
+        facts: dict[str, object] = {"status": status}
+        if message:
+            facts["message"] = message[:_LONGEST_MESSAGE]
+        if rejected is not None:
+            facts["rejected"] = rejected
+        self._diagnostics.warn("telemetry destination objects", **facts)
+
+    async def _opened(self) -> Transport:
+        """The HTTP client, made in a thread: it reads certificates."""
+        if self._http is None:
+            async with self._opening:
+                if self._http is None:
+                    self._http = await trio.to_thread.run_sync(
+                        partial(_http_transport, self._settings, self._max_connections),
+                        abandon_on_cancel=True,
+                    )
+        return self._http
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.aclose()
+        await trio.lowlevel.checkpoint()
+
+
+def _http_transport(settings: OtlpSettings, max_connections: int) -> Transport:
+    from trimaran._transport.http import HttpTransport  # noqa: PLC0415 - imports httpx
+
+    return HttpTransport(
+        max_connections=max_connections,
+        direct_to=loopback_host(settings.url),
+        certificate=settings.certificate,
+        client_certificate=settings.client_certificate,
+        client_key=settings.client_key,
+    )
+
+
+def _partly(events: int, refused: int) -> Answer:
+    """A partial success, as the origin's server would say it.
+
+    OTLP says how many, not which. The last ones are named: reports of losses come first, and
+    are counted apart.
+    """
+    indexes = range(max(0, events - refused), events)
+    body = msgspec.json.encode({"rejected": [{"index": index} for index in indexes]})
+    return Answer(_PARTIAL, body=body)
+
+
+def _resource(settings: OtlpSettings) -> list[Attribute]:
+    """Who sends: https://opentelemetry.io/docs/specs/semconv/resource/."""
+    known = {
+        "service.name": settings.service_name,
+        "telemetry.sdk.name": "trimaran",
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.version": __version__,
+        "process.runtime.name": sys.implementation.name,
+        "process.runtime.version": platform.python_version(),
+        **settings.resource,
+    }
+    return [*known.items(), ("process.pid", os.getpid())]
+
+
+def _with_advice(error: str, settings: OtlpSettings) -> str:
+    """*error*, and what it is about where it is the server's certificate."""
+    if "CERTIFICATE_VERIFY_FAILED" not in error:
+        return error
+    trusted = settings.certificate or "the operating system's trust store"
+    return (
+        f"{error} (trusted: {trusted}; OTEL_EXPORTER_OTLP_CERTIFICATE names a file with other "
+        "certificates)"
+    )
