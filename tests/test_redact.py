@@ -28,7 +28,7 @@ from trimaran import (
     ToolCall,
     ToolOutputsPruned,
 )
-from trimaran._pipeline.encoder import encode
+from trimaran._pipeline.encoder import encode, jsonable
 from trimaran._pipeline.masks import KeyKind, key_kind
 from trimaran._pipeline.redact import Redactor, mask_text
 
@@ -707,7 +707,9 @@ class Member(enum.Enum):
         ([OfUnhashable()], ["<OfUnhashable>"]),
         (float("nan"), float("nan")),
         ("\ud800 a@b.example", "\ud800 [masked:email]"),
-        (1 << 70, 1 << 70),
+        (1 << 63, 1 << 63),
+        (1 << 70, str(1 << 70)),
+        (Tokens(input=1 << 70), Tokens(input=str(1 << 70))),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_value_of_any_kind(value: object, masked: object) -> None:
@@ -720,9 +722,40 @@ def test_value_of_any_kind(value: object, masked: object) -> None:
 
 def test_numbers_are_left_alone() -> None:
     """A number stays the number it is, also in an event in which something was masked."""
-    event = Odd(value=1 << 70, note=SECRET, timestamp=5)
+    event = Odd(value=1 << 63, note=SECRET, timestamp=5)
 
-    assert Redactor(HOME).redact(event) == Odd(value=1 << 70, note=MARK, timestamp=5)
+    assert Redactor(HOME).redact(event) == Odd(value=1 << 63, note=MARK, timestamp=5)
+
+
+EDGES = tuple(
+    sign * (1 << bits) + step for sign in (1, -1) for bits in (53, 63, 64) for step in (-1, 0, 1)
+)
+
+
+@given(
+    st.integers() | st.sampled_from(EDGES) | st.sampled_from((10**640, -(10**5000))),
+    st.sampled_from(
+        (
+            lambda number: Odd(value=number),
+            lambda number: Odd(value=number, note=SECRET),
+            lambda number: Odd(value=[number, {"a": number}]),
+            lambda number: Generation(tokens=Tokens(input=5, output=number)),
+            lambda number: ContextOverflowRecovered(tokens_used=number),
+            lambda number: SessionEnd(total_tokens=number, timestamp=number, duration_ms=number),
+        )
+    ),
+)
+def test_an_integer_is_sent_as_its_json_form(number: int, make: Callable[[int], Event]) -> None:
+    """Wherever it stands: one that a parser refuses would cost its whole batch."""
+    event = make(number)
+
+    sent = msgspec.json.decode(encode(Redactor(HOME).redact(event)))
+
+    expected = jsonable(event)
+    assert isinstance(expected, dict)
+    if expected.get("note") == SECRET:
+        expected["note"] = MARK
+    assert sent == expected
 
 
 def test_containers_are_copied() -> None:

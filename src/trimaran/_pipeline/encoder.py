@@ -86,9 +86,9 @@ def encode(event: Event) -> bytes:
 def encode_fast(event: Event) -> bytes | None:
     """What :func:`encode` gives, or None where that takes the slow path. Never raises.
 
-    bytes become base64 here and text there, and a ``msgspec.Raw`` is taken as it is: an
-    event of anything but plain values is to be masked, which makes it plain, before its
-    encoded form is used.
+    bytes become base64 here and text there, an integer beyond 64 bits stays a number, and
+    a ``msgspec.Raw`` is taken as it is: an event of anything but plain values is to be
+    masked, which makes it plain, before its encoded form is used.
     """
     try:
         encoded = _encode(event)
@@ -254,7 +254,10 @@ def _valid(text: str) -> str:
 
 
 def _integer(number: int) -> int | str:
-    """A number where 64 bits can hold it, else its digits, or how long it is."""
+    """A number where 64 bits can hold it, else its digits, or how long it is.
+
+    A longer one is JSON too, but many a parser refuses it, and with it the whole batch.
+    """
     if -(2**63) <= number < 2**64:
         return number
     bits = number.bit_length()
