@@ -33,7 +33,11 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
-frames = st.builds(Frame, st.sampled_from(FrameKind), st.binary(max_size=MOST))
+contents = st.binary(max_size=MOST)
+others = [kind for kind in FrameKind if kind is not FrameKind.DATA]
+frames = st.builds(Frame, st.just(FrameKind.DATA), contents, is_awaited=st.booleans()) | st.builds(
+    Frame, st.sampled_from(others), contents, is_awaited=st.just(value=False)
+)
 
 
 @given(st.lists(st.tuples(frames, st.booleans())), st.lists(st.integers(min_value=0)))

@@ -185,6 +185,15 @@ async def start(nursery: trio.Nursery, program: str, path: Path) -> trio.Process
     return process
 
 
+async def said(process: trio.Process) -> bytes:
+    """The first line that *process* prints."""
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await process.stdout.receive_some()
+    return line
+
+
 SENDER = """
 import sys, trio
 from pathlib import Path
@@ -207,8 +216,7 @@ async def test_a_sender_that_is_killed_in_the_middle_of_a_value(directory: Path)
         async with trio.open_nursery() as nursery:
             process = await start(nursery, SENDER, listener.path)
             with ProcessReceiveChannel(await listener.accept()) as receive:
-                assert process.stdout is not None
-                assert await process.stdout.receive_some() == b"writing\n"
+                assert await said(process) == b"writing\n"
                 for number in range(3):
                     assert await receive.receive() == b"%d" % number
                 process.send_signal(signal.SIGKILL)
@@ -253,8 +261,7 @@ async def test_a_receiver_that_is_killed(directory: Path) -> None:
                     ):
                         senders.start_soon(expect, name, act, value)
                         await wait_all_tasks_blocked()
-                    assert process.stdout is not None
-                    assert await process.stdout.receive_some() == b"b'1'\n"
+                    assert await said(process) == b"b'1'\n"
                     process.send_signal(signal.SIGKILL)
 
                 assert sorted(broken) == ["answer", "socket", "turn"]

@@ -68,7 +68,9 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
     Args:
         stream: A connection, which is the channel's from now on.
         window: Values that may be sent and not acknowledged, as `max_buffer_size` of a
-            memory channel; from 1 to 64.
+            memory channel; from 1 to 64. From 8 on, one that waits for room may wait until
+            a quarter of the window is free, while the receiver has something to go on with:
+            to be woken for each value costs more than the value.
         max_frame: Bytes that a value may have.
     """
 
@@ -79,6 +81,7 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
             raise ValueError(f"a window of {window}; from 1 to {MAX_WINDOW} can be had")
         super().__init__(stream)
         self._window = window
+        self._stride = max(1, window // 4)
         self._max_frame = max_frame
         self._decoder = FrameDecoder({FrameKind.ACK: MAX_ANSWER, FrameKind.CLOSED: 0})
         self._in_flight: deque[_Asked | None] = deque()
@@ -133,13 +136,24 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
             self._raise_if_over()
             try:
                 await self._pay()
-                await self._write(bytearray(encode_frame(Frame(FrameKind.DATA, value))))
+                await self._write(bytearray(encode_frame(self._frame(value, asked))))
             except OSError as error:
                 self._listen()
                 kind, reason = self._over or _GONE
                 raise kind(reason) from error
             self._in_flight.append(asked)
             self._sent += 1
+
+    async def _pay(self) -> None:
+        """Write what is owed. A cancel leaves the rest of it to be written by the next."""
+        self._write_now(self._owed)
+        while self._owed:
+            await self._until_writable()
+            self._write_now(self._owed)
+
+    def _frame(self, value: bytes, asked: _Asked | None) -> Frame:
+        is_stride = (self._sent + 1) % self._stride == 0
+        return Frame(FrameKind.DATA, value, is_awaited=is_stride or asked is not None)
 
     async def _write(self, frame: bytearray) -> None:
         """Write *frame*; when that is cut short, its rest is owed, as withdrawn."""
@@ -215,11 +229,15 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
         super().__init__(stream)
         self._decoder = FrameDecoder({FrameKind.DATA: max_frame, FrameKind.END: 0})
         self._is_unanswered = False
+        """Whether the value given last is not acknowledged yet."""
+        self._is_awaited = False
+        """Whether the sender waits for that."""
         self._is_heard = True
 
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> bytes:
-        """The next value. Asking for it acknowledges the one before.
+        """The next value. Asking for it acknowledges the one before: at once if the sender
+        waits for that, else with the next few.
 
         Cancelled, it loses nothing; the value before may be acknowledged then.
 
@@ -234,8 +252,10 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
             self._raise_if_closed()
             if self._is_unanswered:
                 self._answer(b"")
-            await self._say()
+            if self._is_awaited:
+                self._say_now()
             while (frame := self._next()) is None:
+                await self._say()
                 data = self._read_now()
                 if data is None:
                     await self._until_readable()
@@ -244,6 +264,7 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
                 else:
                     self._over = _GONE
             self._is_unanswered = True
+            self._is_awaited = frame.is_awaited
             return frame.content
 
     @trio.lowlevel.enable_ki_protection
@@ -277,12 +298,18 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
         if self._is_heard:
             self._owed += encode_frame(Frame(FrameKind.ACK, answer))
 
-    async def _say(self) -> None:
+    def _say_now(self) -> None:
         try:
-            await self._pay()
+            self._write_now(self._owed)
         except OSError:
             self._is_heard = False
             self._owed.clear()
+
+    async def _say(self) -> None:
+        self._say_now()
+        while self._owed:
+            await self._until_writable()
+            self._say_now()
 
     def _next(self) -> Frame | None:
         self._raise_if_over()

@@ -145,13 +145,6 @@ class End(trio.abc.AsyncResource):
         await trio.lowlevel.wait_readable(self._socket)
         self._raise_if_closed()
 
-    async def _pay(self) -> None:
-        """Write what is owed. A cancel leaves the rest of it to be written by the next."""
-        self._write_now(self._owed)
-        while self._owed:
-            await self._until_writable()
-            self._write_now(self._owed)
-
     def _read_now(self) -> bytes | None:
         """What came; None if nothing did, empty if nothing ever will."""
         try:

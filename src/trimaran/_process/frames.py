@@ -5,7 +5,7 @@ In: bytes, in pieces of any size. Out: frames, whole. Does not know: sockets, wh
 A frame is one byte for its kind, four for the length of its content (big-endian), and the
 content. DATA has one more byte behind it, which says whether it holds: what could be written
 only in part before the sender was cancelled is finished as withdrawn, and the stream is in
-step again.
+step again. The same byte says whether the acknowledgement is waited for.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ MAX_ANSWER = 1024
 """Bytes of content in an ACK frame, at most: all those of a window have to fit into a socket,
 so that the one who acknowledges never waits for the other to read them."""
 
-COMMITTED = b"\x01"
-"""Behind the content of a DATA frame that holds."""
-
 WITHDRAWN = b"\x00"
 """Behind the content of a DATA frame that the other end has to forget."""
 
+_HOLDS = b"\x01"
+_IS_AWAITED = b"\x02"
+_MARKS = (WITHDRAWN, _HOLDS, _IS_AWAITED)
 _HEAD = struct.Struct(">BI")
-_COMMITTED = COMMITTED[0]
-_WITHDRAWN = WITHDRAWN[0]
 
 
 class FrameError(Exception):
@@ -67,13 +65,16 @@ class Frame(NamedTuple):
 
     kind: FrameKind
     content: bytes = b""
+    is_awaited: bool = False
+    """Of DATA: whether it is to be acknowledged as soon as it can be, and not with others."""
 
 
 def encode_frame(frame: Frame) -> bytes:
     """The bytes of *frame*. One of DATA holds; to withdraw it, replace its last byte."""
     head = _HEAD.pack(frame.kind, len(frame.content))
-    tail = COMMITTED if frame.kind is FrameKind.DATA else b""
-    return b"".join((head, frame.content, tail))
+    if frame.kind is not FrameKind.DATA:
+        return head + frame.content
+    return b"".join((head, frame.content, _IS_AWAITED if frame.is_awaited else _HOLDS))
 
 
 class FrameDecoder:
@@ -110,13 +111,12 @@ class FrameDecoder:
             whole = end + (kind is FrameKind.DATA)
             if len(self._pending) < whole:
                 return None
-            mark: int = self._pending[end] if kind is FrameKind.DATA else _COMMITTED
-            if mark not in {_COMMITTED, _WITHDRAWN}:
-                raise FrameError(f"{mark} where it should say whether a value holds")
-            holds = mark == _COMMITTED
+            mark = bytes(self._pending[end:whole]) or _HOLDS
+            if mark not in _MARKS:
+                raise FrameError(f"{mark[0]} where it should say whether a value holds")
             with memoryview(self._pending) as view:
-                content = bytes(view[_HEAD.size : end]) if holds else b""
+                content = b"" if mark == WITHDRAWN else bytes(view[_HEAD.size : end])
             del self._pending[:whole]
-            if holds:
-                return Frame(kind, content)
+            if mark != WITHDRAWN:
+                return Frame(kind, content, mark == _IS_AWAITED)
         return None
