@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from process.pairs import connection
 from trimaran._process import ProcessReceiveChannel, ProcessSendChannel, listening
 from trimaran._process.channel import MAX_WINDOW
+from trimaran._process.frames import MAX_ANSWER, Frame, FrameKind, encode_frame
 
 Pair = tuple[ProcessSendChannel, ProcessReceiveChannel]
 
@@ -175,6 +176,33 @@ async def test_closed_when_a_send_was_about_to_go_on(pair: Pair, how: str, round
         receive.close()
 
     assert seen == ["closed"]
+
+
+async def test_acknowledgements_that_nobody_reads(directory: Path) -> None:
+    """They make the receiver wait in the end; one that is cancelled then stands all the same."""
+    here, there = await connection(directory)
+    value = encode_frame(Frame(FrameKind.DATA, b""))
+    answer = b"x" * MAX_ANSWER
+    acknowledgement = encode_frame(Frame(FrameKind.ACK, answer))
+    given = 0
+    with ProcessReceiveChannel(here) as receive:
+        async with there:
+            while True:
+                await there.send_all(value)
+                await receive.receive()
+                with trio.move_on_after(0.05) as scope:
+                    given += 1
+                    await receive.acknowledge(answer)
+                if scope.cancelled_caught:
+                    break
+            read = b""
+            await there.send_all(value)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive.receive)
+                await wait_all_tasks_blocked()
+                while len(read) < given * len(acknowledgement):
+                    read += await there.receive_some()
+            assert read == given * acknowledgement
 
 
 async def start(nursery: trio.Nursery, program: str, path: Path) -> trio.Process:

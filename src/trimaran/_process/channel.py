@@ -152,8 +152,8 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
             self._write_now(self._owed)
 
     def _frame(self, value: bytes, asked: _Asked | None) -> Frame:
-        is_stride = (self._sent + 1) % self._stride == 0
-        return Frame(FrameKind.DATA, value, is_awaited=is_stride or asked is not None)
+        is_last_of_few = (self._sent + 1) % self._stride == 0
+        return Frame(FrameKind.DATA, value, is_awaited=is_last_of_few or asked is not None)
 
     async def _write(self, frame: bytearray) -> None:
         """Write *frame*; when that is cut short, its rest is owed, as withdrawn."""
