@@ -516,21 +516,25 @@ async def test_a_bug_in_a_stage_ends_one_session_and_is_counted(
     ]
 
 
+class InterruptsTheDrain(ScriptedTransport):
+    """A real Ctrl-C in the middle of the first request, which then hangs."""
+
+    def __init__(self) -> None:
+        super().__init__([FOREVER])
+
+    async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+        signal.raise_signal(signal.SIGINT)
+        return await super().attempt(request)
+
+
 def test_ctrl_c_while_it_drains_comes_out_alone() -> None:
     """Not in a group, at the latest with the deadline; what pends is counted."""
     opened: list[trimaran.Session] = []
 
-    class InterruptsOnce(ScriptedTransport):
-        """A real Ctrl-C in the middle of the first request, which then hangs."""
-
-        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
-            signal.raise_signal(signal.SIGINT)
-            return await super().attempt(request)
-
     async def main() -> None:
         async with (
             trimaran.open_telemetry(
-                "test", environ=LOOPBACK, transport=InterruptsOnce([FOREVER])
+                "test", environ=LOOPBACK, transport=InterruptsTheDrain()
             ) as telemetry,
             telemetry.session() as session,
         ):
@@ -547,19 +551,12 @@ def test_a_second_ctrl_c_while_it_drains_comes_out_alone_too() -> None:
     """The first one left the block; the exit is no longer for the second."""
     opened: list[trimaran.Session] = []
 
-    class Interrupts(ScriptedTransport):
-        """A real Ctrl-C in the middle of the first request, which then hangs."""
-
-        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
-            signal.raise_signal(signal.SIGINT)
-            return await super().attempt(request)
-
     async def main() -> None:
         async with (
             trimaran.open_telemetry(
                 "test",
                 environ=LOOPBACK,
-                transport=Interrupts([FOREVER]),
+                transport=InterruptsTheDrain(),
                 settings=trimaran.Settings(drain_timeout=2.0),
             ) as telemetry,
             telemetry.session(announce=False) as session,
@@ -573,6 +570,39 @@ def test_a_second_ctrl_c_while_it_drains_comes_out_alone_too() -> None:
 
     assert caught.value.__cause__ is None
     assert opened[0].statistics().dropped == {"drain_timeout": 1}
+
+
+def test_ctrl_c_while_a_cancelled_host_drains_comes_out_alone() -> None:
+    """The cancellation of the host is no part of it: it has its own way out."""
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with (
+                trimaran.open_telemetry(
+                    "test", environ=LOOPBACK, transport=InterruptsTheDrain()
+                ) as telemetry,
+                telemetry.session(),
+            ):
+                scope.cancel()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_ctrl_c_while_a_failed_block_drains_comes_out_in_its_place() -> None:
+    """As it would from any code that cleans up: whoever pressed it wants to be out."""
+
+    async def main() -> None:
+        async with (
+            trimaran.open_telemetry(
+                "test", environ=LOOPBACK, transport=InterruptsTheDrain()
+            ) as telemetry,
+            telemetry.session(),
+        ):
+            raise KeyError
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_bug_that_a_cancelled_block_meets_comes_out_without_the_cancellation() -> None:
