@@ -720,19 +720,23 @@ def test_code_of_the_host_that_hangs_in_the_thread_holds_up_nobody(
     hook: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sessions, flushes and the exit have bounds of their own; and it is told."""
-    let_go = threading.Event()
+    hangs, let_go = threading.Event(), threading.Event()
+
+    def hang(*_told: object) -> bool:
+        hangs.set()
+        return let_go.wait(10)
+
     try:
-        with in_time(SHORT.drain_timeout + LEAVING_GRACE + 3 * ANSWER_GRACE):
+        with in_time(SHORT.drain_timeout + LEAVING_GRACE + 5 * ANSWER_GRACE):
             with (
-                opened(
-                    Capture(), settings=SHORT, **{hook: lambda *_: let_go.wait(10)}
-                ) as telemetry,
+                opened(Capture(), settings=SHORT, **{hook: hang}) as telemetry,
                 telemetry.session() as session,
             ):
                 session.track("no event")  # type: ignore[arg-type]
-                session.error("urgent")
-                while session.flush(0.01):
-                    pass
+                assert hangs.wait(5)
+                session.track(COMMAND)
+                with in_time(0.05 + ANSWER_GRACE):
+                    assert not session.flush(0.05)
                 loop = telemetry._loop
                 assert loop is not None
                 more = telemetry._telemetry.session
