@@ -16,8 +16,8 @@ from trimaran._events import BUILT_IN_EVENTS
 from trimaran.receiver import Receiver
 from trimaran.receiver.ingest import BadBody, parse
 from trimaran.receiver.pages import PAGE, Pages
-from trimaran.receiver.store import EventPage, SessionPage, StoredSession
 from trimaran.receiver.summary import Summary, add
+from trimaran.receiver.values import EventPage, Family, SessionPage, StoredSession
 
 NOW = 1_795_364_664_000  # 2026-11-22 16:24:24 UTC
 HOSTILE = "</title></style></p>\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -191,6 +191,20 @@ def test_a_session_that_goes_on_is_looked_at_again() -> None:
     assert not shown(silent).refreshes
     assert " s open " in shown(silent).text
     assert not shown(ended).refreshes
+
+
+def test_a_session_is_looked_at_again_while_its_sub_agents_go_on() -> None:
+    """Also when it has ended itself: what it started may have not."""
+    ended = session_of(event("session_end"))
+    going_on = session_of(event("n"), session_id="sub")
+
+    page = Page(PAGES.session(ended, events_page(), Family(below=(going_on,)), now=NOW))
+
+    page.check()
+    assert page.refreshes
+    assert " s ended " in page.text
+    assert " Sub-agents: 1 " in page.text
+    assert " sub live " in page.text
 
 
 def test_sessions_are_listed_with_what_they_came_to() -> None:
