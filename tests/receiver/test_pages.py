@@ -17,7 +17,7 @@ from trimaran.receiver import Receiver
 from trimaran.receiver.ingest import BadBody, parse
 from trimaran.receiver.pages import PAGE, Pages
 from trimaran.receiver.summary import Summary, add
-from trimaran.receiver.values import EventPage, Family, SessionPage, StoredSession
+from trimaran.receiver.values import Ancestor, EventPage, Family, SessionPage, StoredSession
 
 NOW = 1_795_364_664_000  # 2026-11-22 16:24:24 UTC
 HOSTILE = "</title></style></p>\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -205,6 +205,22 @@ def test_a_session_is_looked_at_again_while_its_sub_agents_go_on() -> None:
     assert " s ended " in page.text
     assert " Sub-agents: 1 " in page.text
     assert " sub live " in page.text
+
+
+def test_a_hostile_parent_is_only_shown() -> None:
+    """In the way that leads up to it, in lists, stored or not."""
+    child = StoredSession(1, "s", session_of(event("n")).summary, HOSTILE)
+    known = StoredSession(2, HOSTILE, child.summary, HOSTILE, is_parent_stored=True)
+    family = Family((Ancestor(HOSTILE, False), Ancestor(HOSTILE, True)), (known,))
+
+    for page in (
+        sessions_page(child),
+        sessions_page(known),
+        sessions_page(child, known),
+        Page(PAGES.session(child, events_page(), family, now=NOW)),
+    ):
+        page.check()
+        assert HOSTILE in page.text
 
 
 def test_sessions_are_listed_with_what_they_came_to() -> None:
