@@ -605,15 +605,17 @@ def test_ctrl_c_while_a_failed_block_drains_comes_out_in_its_place() -> None:
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_a_bug_that_a_cancelled_block_meets_comes_out_without_the_cancellation() -> None:
-    """Strict settings let it out; beside it there are only cancellations of ours."""
+@pytest.mark.parametrize("where", ["in the block", "while it drains"])
+def test_a_bug_that_a_cancelled_host_meets_comes_out_without_the_cancellation(where: str) -> None:
+    """Strict settings let it out; what beside it was cancelled is not told with it."""
 
     async def main() -> None:
         with trio.CancelScope() as scope:
             async with Capture().open() as telemetry, telemetry.session() as session:
                 scope.cancel()
                 session._sender.run = broken  # type: ignore[attr-defined]
-                await trio.lowlevel.checkpoint()
+                if where == "in the block":
+                    await trio.lowlevel.checkpoint()
 
     async def broken(receive: trio.abc.ReceiveChannel[object]) -> None:
         async with receive:

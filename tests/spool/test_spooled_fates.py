@@ -254,7 +254,9 @@ async def test_an_outage_that_leftovers_meet_is_told_with_them(
         async with opened(tmp_path, Capture([DOWN] * 5)) as telemetry:
             await trio.sleep(60)
             assert telemetry._supervisor is not None
-            assert telemetry._supervisor.shared.outages.totals() == (10, 0, 0)
+            outages = telemetry._supervisor.shared.outages
+            assert outages.totals() == (10, 0, 0)
+            assert not outages._running  # their books are closed, and kept nowhere
 
     lines = [line for line in logs if "delivery" in line["event"]]
     assert [line["event"] for line in lines] == [
