@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
-import trimaran
 from trimaran import Statistics
-from trimaran.cli.demo import Entry, find_sources, print_books, shares
-from trimaran.cli.demo_agent import Review
+from trimaran.cli.demo import assignments, find_sources
+from trimaran.cli.demo_books import Entry, print_books
+from trimaran.cli.demo_report import Helper, Report
 from trimaran.receiver import open_store
 
 if TYPE_CHECKING:
     from cli.conftest import Command, OnTerminal
+    from trimaran.receiver.values import StoredSession
 
 
 def make_tree(root: Path, files: int) -> Path:
@@ -31,15 +33,17 @@ def make_tree(root: Path, files: int) -> Path:
     return root / "package"
 
 
-async def types_in(database: Path) -> dict[str, dict[str, int]]:
-    """How many events of each type there are, by session."""
+async def stored_in(database: Path) -> list[StoredSession]:
+    """The sessions that there are."""
     async with open_store(database) as store:
-        page = await store.sessions(limit=100)
-    return {session.id: session.summary.events_by_type for session in page.sessions}
+        return list((await store.sessions(limit=100)).sessions)
 
 
-async def test_agents_work_and_all_adds_up(command: Command) -> None:
-    """Every session is in the store, complete; the table has each of them."""
+async def test_a_tree_of_processes_works_and_all_adds_up(command: Command) -> None:
+    """Every session is in the store, complete, with the events of its processes, below the
+    session that it works for; the table has each of them, and says what became of what the
+    process had that was killed.
+    """
     tree = make_tree(command.directory, 5)
     ended = await command("demo", tree, "--sessions", 2, "--exit", "--database", "demo.sqlite")
 
@@ -47,21 +51,24 @@ async def test_agents_work_and_all_adds_up(command: Command) -> None:
     assert ended.err == ""
     assert f"2 agents review 5 files in {tree}\n" in ended.out
     assert "agent 1: done; " in ended.out
+    assert "writer of agent 1: done; " in ended.out
     assert "All ledgers add up: " in ended.out
-    found = await types_in(command.directory / "demo.sqlite")
-    assert len(found) == 2
-    for session_id, types in found.items():
-        assert session_id[:8] in ended.out
-        assert (
-            types.items()
-            >= {
-                "session_start": 1,
-                "session_end": 1,
-                "command": 2,
-                "error": 2,
-            }.items()
-        )
-        assert types.keys() >= {"generation", "tool_call", "bridge_call"}
+    # It was stuck in the file after the three that agent 1 has: one of them was handed over.
+    assert "Of 3 events that it had tracked, 1" in ended.out
+    assert "The other 2 died with it" in ended.out
+    assert "Traceback" not in ended.out
+    found = await stored_in(command.directory / "demo.sqlite")
+    for session in found:
+        types = session.summary.events_by_type
+        assert session.id[:8] in ended.out
+        assert types.items() >= {"session_start": 1, "session_end": 1, "command": 1}.items()
+        assert types.keys() >= {"generation", "tool_call", "bridge_call", "error"}
+    reviewers = [session for session in found if session.summary.agent == "reviewer"]
+    # A note for each of its files, a search of each, and of one of them the one that was killed.
+    assert {session.summary.events_by_type["bridge_call"] for session in reviewers} == {7, 4}
+    writers = {session.parent for session in found if session.summary.agent == "writer"}
+    assert writers == {session.id for session in reviewers}
+    assert len(found) == 4
 
 
 async def test_serves_until_a_signal(command: Command) -> None:
@@ -72,18 +79,20 @@ async def test_serves_until_a_signal(command: Command) -> None:
     url = running.out.rsplit("Look at the events: ", 1)[1].split(" ", 1)[0]
     async with httpx.AsyncClient(trust_env=False) as client:
         page = await client.get(url)
-        (session,) = (await client.get(f"{url}api/sessions")).json()["sessions"]
+        sessions = (await client.get(f"{url}api/sessions")).json()["sessions"]
     ended = await running.ends(signal.SIGINT)
 
     assert page.status_code == 200
-    assert session["id"] in page.text
-    assert (session["project"], session["agent"]) == ("package", "reviewer")
+    assert all(session["id"] in page.text for session in sessions)
+    assert {(session["project"], session["agent"]) for session in sessions} == {
+        *(("package", "reviewer"), ("package", "writer")),
+    }
     assert (ended.status, ended.err) == (0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_agents_at_work(command: Command, number: signal.Signals) -> None:
-    """No traceback; the end of every session is delivered."""
+    """No traceback, and no process is left; the end of every session is delivered."""
     tree = make_tree(command.directory, 60)
     running = await command.start("demo", tree, "--sessions", 3, "--database", "demo.sqlite")
     await running.says("agent 3: ")
@@ -91,8 +100,20 @@ async def test_a_signal_ends_agents_at_work(command: Command, number: signal.Sig
 
     assert (ended.status, ended.err) == (128 + number, "")
     assert "Look at" not in ended.out
-    found = await types_in(command.directory / "demo.sqlite")
-    assert [types.get("session_end") for types in found.values()] == [1, 1, 1]
+    found = await stored_in(command.directory / "demo.sqlite")
+    assert [session.summary.events_by_type.get("session_end") for session in found] == [1, 1, 1]
+
+
+async def test_agents_whose_demonstration_is_gone_end(command: Command) -> None:
+    """With all of their processes, although nobody tells them to."""
+    tree = make_tree(command.directory, 60)
+    running = await command.start("demo", tree, "--sessions", 2)
+    await running.says("agent 2: ")
+    # All of them have its standard error: it ends when the last of them has ended.
+    ended = await running.ends(signal.SIGKILL)
+
+    assert ended.status == -signal.SIGKILL
+    assert "Traceback" not in ended.err
 
 
 async def test_a_terminal_sees_the_agents_work(on_terminal: OnTerminal, command: Command) -> None:
@@ -156,32 +177,63 @@ def test_finds_python_files_but_hidden_ones(tmp_path: Path) -> None:
     assert find_sources(tree) == ["module0.py", "module1.py"]
 
 
-def test_work_is_dealt_out() -> None:
-    """To as many agents as there is work for, and to none more than it can do."""
-    assert shares(["a", "b", "c"], 2) == [["a", "c"], ["b"]]
-    assert shares(["a"], 4) == [["a"]]
-    (share,) = shares([str(number) for number in range(1_000)], 1)
-    assert len(share) == 25
+def test_work_is_dealt_out(tmp_path: Path) -> None:
+    """To as many agents as there is work for, to none more than it can do; one is careless."""
+
+    def dealt(files: list[str], count: int) -> list[tuple[str, ...]]:
+        return [task.files for task in assignments(files, tmp_path, tmp_path, count)]
+
+    assert dealt(["a", "b", "c"], 2) == [("a", "c"), ("b",)]
+    assert dealt(["a"], 4) == [("a",)]
+    (share,) = dealt([str(number) for number in range(1_000)], 1)
+    assert len(share) == 8
+    tasks = assignments(["a", "b", "c"], tmp_path, tmp_path, 3)
+    assert [task.is_careless for task in tasks] == [True, False, False]
+    assert len({task.workspace for task in tasks}) == 3
 
 
-async def test_a_ledger_that_does_not_add_up_is_told() -> None:
-    """Whether something was dropped, is pending, or was confirmed and is not in the store."""
-    entries: list[Entry] = []
-    for statistics, stored in (
-        (Statistics(tracked=3, delivered=3), 3),
-        (Statistics(tracked=3, delivered=3), 2),
-        (Statistics(tracked=3, delivered=2, dropped={"rejected": 1}), 2),
-        (Statistics(tracked=3, delivered=2, pending=1), 2),
-    ):
-        task = Review("p", [])
-        async with trimaran.open_telemetry("off", environ={}) as telemetry:
-            async with telemetry.session() as task.session:
-                pass
-        entries.append(Entry(task, statistics, stored))
+def entry(stored: int, *helpers: Helper, **books: object) -> Entry:
+    """The books of one session."""
+    statistics = Statistics(**books)  # type: ignore[arg-type]
+    report = Report(
+        agent="reviewer", session_id="s", is_done=True, statistics=statistics, helpers=helpers
+    )
+    return Entry(1, report, stored)
+
+
+WHOLE = Helper(name="notes", pid=1, tracked=2, delivered=2)
+KILLED = Helper(name="search", pid=2, tracked=5)
+
+
+def test_a_ledger_that_does_not_add_up_is_told() -> None:
+    """Whether something was dropped, is pending, or was confirmed and is not in the store; or
+    came from nowhere, or was handed over by a child and is not among the session's.
+    """
+    good = entry(3, tracked=3, delivered=3)
+    entries = [
+        good,
+        entry(2, tracked=3, delivered=3),
+        entry(2, tracked=3, delivered=2, dropped={"rejected": 1}),
+        entry(2, tracked=3, delivered=2, pending=1),
+        entry(3, tracked=3, delivered=3, from_children=1),
+        entry(3, WHOLE, tracked=3, delivered=3, from_children=1),
+        entry(9, WHOLE, KILLED, tracked=9, delivered=9, from_children=8),
+        replace(good, report=replace(good.report, is_done=False)),
+    ]
     shown = io.StringIO()
 
     print_books(entries, Console(file=shown, width=120))
 
-    assert [entry.adds_up for entry in entries] == [True, False, False, False]
+    assert [each.adds_up for each in entries] == [True] + [False] * 7
     assert "1 rejected" in shown.getvalue()
-    assert shown.getvalue().endswith("3 of 4 ledgers do not add up.\n")
+    assert shown.getvalue().endswith("7 of 8 ledgers do not add up.\n")
+
+
+def test_what_a_killed_child_had_is_told_in_words() -> None:
+    """How much of it was handed over, and that the rest is in nobody's ledger."""
+    (loss,) = (books := entry(9, WHOLE, KILLED, tracked=9, delivered=9, from_children=5)).losses()
+
+    assert books.adds_up
+    assert "Of 5 events that it had tracked, 3 were handed over" in loss
+    assert "The other 2 died with it; no ledger has them." in loss
+    assert list(entry(9, WHOLE, tracked=9, delivered=9, from_children=2).losses()) == []

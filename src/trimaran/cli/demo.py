@@ -7,15 +7,11 @@ Does not know: what an agent does, how events get to a receiver.
 
 from __future__ import annotations
 
-import http.client
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 import click
 import msgspec
@@ -23,35 +19,21 @@ import trio
 from rich.console import Console
 
 from trimaran._decision import opted_out, switch_name
-from trimaran._pipeline.ledger import Statistics
-from trimaran._settings import Settings
-from trimaran._telemetry import open_telemetry
-from trimaran._version import __version__
 from trimaran.cli._errors import FAILED, Failure
 from trimaran.cli._signals import Interrupt, run_interruptible
-from trimaran.cli._terminal import (
-    console,
-    dropped,
-    leave_line,
-    new_table,
-    printable,
-    tell_diagnostics,
-)
-from trimaran.cli.demo_agent import Review, review
-from trimaran.cli.demo_tools import Tools
-from trimaran.cli.demo_view import View
+from trimaran.cli._terminal import console, leave_line, printable, tell_diagnostics
+from trimaran.cli.demo_books import entry_of, print_books
+from trimaran.cli.demo_child import started
+from trimaran.cli.demo_process import APP
+from trimaran.cli.demo_report import Assignment, Report, line_of
+from trimaran.cli.demo_tools import AGENT_PATIENCE
+from trimaran.cli.demo_view import Board, View
 from trimaran.cli.serve import start_receiver
 
-__all__ = ["Entry", "demo", "find_sources", "print_books", "shares"]
+__all__ = ["assignments", "demo", "find_sources"]
 
-APP = "trimaran-demo"
-MOST_FILES = 25
+MOST_FILES = 8
 """Files that one session reviews at most, so that a large tree takes no longer than a small one."""
-
-SETTINGS = Settings(
-    flush_interval=1.0,  # seconds; the default is for agents that nobody watches
-    drain_timeout=10.0,  # seconds; the receiver is near, but its disk may be slow
-)
 
 
 @click.command()
@@ -60,7 +42,7 @@ SETTINGS = Settings(
     "--sessions",
     default=4,
     show_default=True,
-    type=click.IntRange(1, 100),
+    type=click.IntRange(1, 20),
     help="How many agents to run at the same time.",
 )
 @click.option(
@@ -105,13 +87,15 @@ async def _demo(
         async with trio.open_nursery() as nursery:
             with interrupt.ends():
                 files = await trio.to_thread.run_sync(find_sources, root, abandon_on_cancel=True)
-                tasks = [Review(root.resolve().name, share) for share in shares(files, sessions)]
+                tasks = assignments(files, root, workspace, sessions)
                 receiver = await start_receiver(
                     nursery, database=database or workspace / "telemetry.sqlite"
                 )
                 _print_beginning(root, tasks, receiver.url, stdout)
-                await _run_agents(tasks, root, workspace, receiver.url, stdout)
-                entries = [await _entry(task, receiver.url) for task in tasks]
+                board = await _run_agents(tasks, receiver.url, stdout)
+                entries = [
+                    await entry_of(number + 1, report, receiver.url) for number, report in board
+                ]
                 print_books(entries, stdout)
                 exit_status = 0 if all(entry.adds_up for entry in entries) else FAILED
                 if not exits:
@@ -140,99 +124,52 @@ def find_sources(root: Path) -> list[str]:
     return found
 
 
-def shares(files: Sequence[str], count: int) -> list[Sequence[str]]:
-    """*files* dealt out to *count* agents, or to as many as there are files for."""
+def assignments(files: Sequence[str], root: Path, workspace: Path, count: int) -> list[Assignment]:
+    """*files* dealt out to *count* agents, or to as many as there are files for.
+
+    The first of them is the careless one.
+    """
     hands = min(count, len(files))
-    return [files[hand::hands][:MOST_FILES] for hand in range(hands)]
+    return [
+        Assignment(
+            agent="reviewer",
+            project=root.resolve().name,
+            root=str(root.resolve()),
+            files=tuple(files[hand::hands][:MOST_FILES]),
+            workspace=str(workspace / f"agent-{hand + 1}"),
+            is_careless=hand == 0,
+        )
+        for hand in range(hands)
+    ]
 
 
-def _print_beginning(root: Path, tasks: Sequence[Review], url: str, stdout: Console) -> None:
+def _print_beginning(root: Path, tasks: Sequence[Assignment], url: str, stdout: Console) -> None:
     files = sum(len(task.files) for task in tasks)
     stdout.print(printable(f"{len(tasks)} agents review {files} files in {root}"), soft_wrap=True)
     stdout.print(f"A receiver listens on {url}")
 
 
-async def _run_agents(
-    tasks: Sequence[Review], root: Path, workspace: Path, url: str, stdout: Console
-) -> None:
+async def _run_agents(tasks: Sequence[Assignment], url: str, stdout: Console) -> Board:
     """Run them all, and show how far they are, until their last event is delivered."""
+    board = Board([Report(agent=task.agent) for task in tasks])
     async with trio.open_nursery() as watching:
-        with View(tasks, stdout) as view:
+        with View(board, stdout) as view:
             watching.start_soon(view.keep_up)
-            async with (
-                open_telemetry(
-                    APP,
-                    version=__version__,
-                    environ={**os.environ, switch_name(APP, "URL"): url},
-                    settings=SETTINGS,
-                ) as telemetry,
-                trio.open_nursery() as agents,
-            ):
+            async with trio.open_nursery() as agents:
                 for number, task in enumerate(tasks):
-                    own = workspace / f"agent-{number}"
-                    own.mkdir()
-                    agents.start_soon(review, telemetry, task, Tools(root, task.files, own))
+                    agents.start_soon(_run_agent, task, url, partial(board.put, number))
             watching.cancel_scope.cancel()
+    return board
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """What became of one session's events, as its ledger has it and as the receiver does."""
-
-    task: Review
-    statistics: Statistics
-    stored: int
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether every event was delivered, and the receiver has each."""
-        books = self.statistics
-        return books.tracked == books.delivered == self.stored and not books.pending
-
-
-async def _entry(task: Review, url: str) -> Entry:
-    assert task.session is not None
-    stored = await trio.to_thread.run_sync(_count_stored, url, task.session.id)
-    return Entry(task, task.session.statistics(), stored)
-
-
-def _count_stored(url: str, session_id: str) -> int:
-    """How many events of a session the receiver has; asked of it as anybody would."""
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
-    with closing(connection):
-        connection.request("GET", f"/api/sessions/{quote(session_id)}")
-        answer = connection.getresponse()
-        found = msgspec.json.decode(answer.read())
-        return int(found["event_count"]) if answer.status == HTTPStatus.OK else 0
-
-
-def print_books(entries: Sequence[Entry], stdout: Console) -> None:
-    """A row for each session, and whether all of it adds up."""
-    table = new_table(
-        *("Session", "Tools", "Failed", "Tokens", "Cost"),
-        *("Tracked", "Delivered", "Dropped", "Stored"),
-        numbers=8,
-    )
-    for entry in entries:
-        task, books = entry.task, entry.statistics
-        assert task.session is not None
-        table.add_row(
-            task.session.id[:8],
-            *(f"{count:,}" for count in (task.tool_calls, task.failures, task.tokens)),
-            f"${task.cost:.2f}",
-            *(
-                f"{books.tracked:,}",
-                f"{books.delivered:,}",
-                dropped(books.dropped),
-                f"{entry.stored:,}",
-            ),
-        )
-    stdout.print(table)
-    wrong = sum(not entry.adds_up for entry in entries)
-    if wrong:
-        stdout.print(f"{wrong} of {len(entries)} ledgers do not add up.")
-    else:
-        total = sum(entry.stored for entry in entries)
-        stdout.print(
-            f"All ledgers add up: {total:,} events were tracked, delivered and stored; none was lost."
-        )
+async def _run_agent(task: Assignment, url: str, heard: Callable[[Report], None]) -> None:
+    """Let an agent work in a process of its own; *heard* gets its reports."""
+    await trio.Path(task.workspace).mkdir()
+    async with started(
+        "trimaran.cli.demo_process",
+        line_of(task).decode(),
+        environ={**os.environ, switch_name(APP, "URL"): url},
+        patience=AGENT_PATIENCE,
+    ) as agent:
+        while (line := await agent.lines.next()) is not None:
+            heard(msgspec.json.decode(line, type=Report))

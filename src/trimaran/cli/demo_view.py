@@ -1,12 +1,12 @@
 """The agents of the demonstration at work, live on a terminal, in plain lines elsewhere.
 
-In: their reviews, looked at again and again. Out: a table that keeps up, or lines.
-Does not know: what a review is beyond how far it is.
+In: their reports, looked at again and again. Out: a table that keeps up, or lines.
+Does not know: where reports come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -16,11 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trimaran._pipeline.ledger import Statistics
 from trimaran.cli._terminal import new_table, printable
-from trimaran.cli.demo_agent import Review
+from trimaran.cli.demo_report import Report
 
-__all__ = ["View"]
+__all__ = ["Board", "View", "branch"]
 
 LIVE_INTERVAL = 0.1
 """Seconds between two looks on a terminal."""
@@ -28,19 +27,42 @@ LIVE_INTERVAL = 0.1
 PLAIN_INTERVAL = 1.0
 """Seconds between two looks where each one leaves lines behind."""
 
-DOING_WIDTH = 26
+AGENT_WIDTH, DOING_WIDTH = 8, 22
 """Characters; the table does not change its shape with what the agents do, and has room on
 a terminal of 80."""
 
 
-class View:
-    """Shows *tasks* on *where* while its block lasts."""
+class Board:
+    """The last report of each agent and, below each, of its sub-agents.
 
-    def __init__(self, tasks: Sequence[Review], where: Console) -> None:
-        self._tasks = tasks
+    Args:
+        beginnings: a report of each agent from before it is heard of.
+    """
+
+    def __init__(self, beginnings: list[Report]) -> None:
+        self._agents: list[dict[str, Report]] = [{"": report} for report in beginnings]
+
+    def put(self, number: int, report: Report) -> None:
+        """Keep *report*, which came from the agent of that number or by way of it."""
+        key = report.session_id if report.parent_session_id else ""
+        if report.session_id:
+            self._agents[number][key] = report
+
+    def __iter__(self) -> Iterator[tuple[int, Report]]:
+        """The number of each agent, with a report of its own or of a sub-agent's."""
+        for number, reports in enumerate(self._agents):
+            for report in reports.values():
+                yield number, report
+
+
+class View:
+    """Shows what *board* has on *where* while its block lasts."""
+
+    def __init__(self, board: Board, where: Console) -> None:
+        self._board = board
         self._where = where
         self._live = Live(console=where, auto_refresh=False) if where.is_terminal else None
-        self._said: dict[int, str] = {}
+        self._said: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -64,40 +86,53 @@ class View:
             await trio.sleep(PLAIN_INTERVAL if self._live is None else LIVE_INTERVAL)
 
     def look(self) -> None:
-        """Show how far the tasks are now."""
+        """Show how far the agents are now."""
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
-        for number, task in enumerate(self._tasks, start=1):
-            line = _line(number, task)
-            if task.session is not None and self._said.get(number) != line:
-                self._said[number] = line
+        for number, report in self._board:
+            line = _line(number, report)
+            if report.session_id and self._said.get(report.session_id) != line:
+                self._said[report.session_id] = line
                 self._where.print(line)
 
     def _table(self) -> Table:
         table = new_table(
-            "Agent", "Doing", "Tools", "Failed", "Tracked", "Delivered", "Waiting", numbers=5
+            "Agent", "Doing", "Tools", "Failed", "Tracked", "Children", "Delivered", numbers=5
         )
-        doing = table.columns[1]
+        agent, doing = table.columns[:2]
+        agent.width = AGENT_WIDTH
         doing.width, doing.no_wrap, doing.overflow = DOING_WIDTH, True, "ellipsis"
-        for number, task in enumerate(self._tasks, start=1):
-            books = _books(task)
-            counts = (task.tool_calls, task.failures, books.tracked, books.delivered, books.pending)
+        for number, report in self._board:
+            books = report.statistics
             table.add_row(
-                str(number),
-                Text(printable(task.doing), style="green" if task.is_done else ""),
-                *(f"{count:,}" for count in counts),
+                branch(report, str(number + 1)),
+                Text(printable(report.doing), style="green" if report.is_done else ""),
+                *(
+                    f"{count:,}"
+                    for count in (
+                        *(report.tool_calls, report.failures),
+                        *(books.tracked, books.from_children, books.delivered),
+                    )
+                ),
             )
         return table
 
 
-def _line(number: int, task: Review) -> str:
-    books = _books(task)
-    return printable(
-        f"agent {number}: {task.doing}; {task.tool_calls:,} tools used, {task.failures:,} failed; "
-        f"{books.tracked:,} events, {books.delivered:,} delivered"
+def branch(report: Report, name: str) -> str:
+    """*name* for an agent, with a place below its parent for a sub-agent."""
+    return (
+        f"\N{BOX DRAWINGS LIGHT UP AND RIGHT} {report.agent}" if report.parent_session_id else name
     )
 
 
-def _books(task: Review) -> Statistics:
-    return Statistics() if task.session is None else task.session.statistics()
+def _line(number: int, report: Report) -> str:
+    books = report.statistics
+    name = f"agent {number + 1}"
+    if report.parent_session_id:
+        name = f"{report.agent} of {name}"
+    return printable(
+        f"{name}: {report.doing}; {report.tool_calls:,} tools used, {report.failures:,} failed; "
+        f"{books.tracked:,} events, {books.from_children:,} of them from children, "
+        f"{books.delivered:,} delivered"
+    )

@@ -1,0 +1,76 @@
+"""An agent of the demonstration in a process of its own.
+
+In: an assignment, as JSON on the command line; where events go, in the environment. Out: how
+far the agent is, again and again, lines for who started it.
+Does not know: what the agent does.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import msgspec
+import trio
+
+from trimaran._settings import Settings
+from trimaran._telemetry import open_telemetry
+from trimaran._version import __version__
+from trimaran.cli._signals import Interrupt
+from trimaran.cli._terminal import console, tell_diagnostics
+from trimaran.cli.demo_agent import Progress, work
+from trimaran.cli.demo_child import run_child, say
+from trimaran.cli.demo_report import Assignment, line_of
+
+__all__ = ["APP", "main"]
+
+APP = "trimaran-demo"
+
+INTERVAL = 0.1
+"""Seconds between two reports."""
+
+
+def settings_of(task: Assignment) -> Settings:
+    """Those for agents that somebody watches."""
+    return Settings(
+        flush_interval=0.5,  # seconds
+        drain_timeout=5.0,  # seconds; the receiver is near, but its disk may be slow
+        relay=False if task.relay is None else task.relay,
+    )
+
+
+async def run(interrupt: Interrupt, task: Assignment) -> int:
+    """Let the agent work, and report until its last event has its fate."""
+    tell_diagnostics(console(stderr=True))
+    progress = Progress(task)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(report, progress)
+        async with open_telemetry(
+            APP, version=__version__, settings=settings_of(task)
+        ) as telemetry:
+            with interrupt.ends():
+                await work(telemetry, progress, say)
+            leaving = trio.current_time()
+        progress.leaving = trio.current_time() - leaving
+        progress.doing = "done" if interrupt.signal is None else "interrupted"
+        progress.is_done = interrupt.signal is None
+        nursery.cancel_scope.cancel()
+    say(line_of(progress.report()))
+    return interrupt.exit_status
+
+
+async def report(progress: Progress) -> None:
+    """Say how far it is, until cancelled."""
+    while True:
+        say(line_of(progress.report()))
+        await trio.sleep(INTERVAL)
+
+
+def main() -> int:
+    """Be the agent that the command line describes."""
+    task = msgspec.json.decode(sys.argv[1], type=Assignment)
+    return run_child(partial(run, task=task))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
