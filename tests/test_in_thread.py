@@ -24,7 +24,7 @@ from trimaran._thread_session import ANSWER_GRACE
 from trimaran.testing import Capture
 
 COMMAND = trimaran.Command(command_name="init")
-SHORT = trimaran.Settings(drain_timeout=0.3)
+SHORT = trimaran.Settings(drain_timeout=0.2)
 CROWDED = trimaran.Settings(
     drain_timeout=0.2, memory_bytes=8_000, batch_bytes=8_000, event_bytes=4_000
 )
@@ -428,7 +428,7 @@ def test_an_exception_comes_out_as_itself(error: BaseException) -> None:
     assert adds_up(sessions[0].statistics())
 
 
-@pytest.mark.parametrize("pauses", [(0.1,), (0.05, 0.05), (0.05, 0.05, 0.05)])
+@pytest.mark.parametrize("pauses", [(0.1,), (0.05, 0.05), (0.03, 0.03, 0.03)])
 def test_ctrl_c_while_it_drains_comes_out_after_it(
     interrupter: Interrupter, pauses: tuple[float, ...]
 ) -> None:
