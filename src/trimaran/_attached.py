@@ -122,6 +122,7 @@ async def attach(
         agent=parent.agent,
         model_id=parent.model_id,
         provider_id=parent.provider_id,
+        parent_session_id=parent.parent_session_id,
     )
     supervisor = Supervisor(shared)
     async with running(supervisor), supervisor.session(context, announce=False) as session:

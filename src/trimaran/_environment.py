@@ -58,6 +58,8 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     agent: str = ""
     model_id: str = ""
     provider_id: str = ""
+    parent_session_id: str = ""
+    """The session that this one works for, if it is that of a sub-agent."""
 
     @property
     def is_on(self) -> bool:

@@ -277,6 +277,7 @@ class LiveSession(Session):
         """See :meth:`Session.bridge_call`."""
         return BridgeMeasure(self.track, self._now, method)
 
+    @trio.lowlevel.enable_ki_protection
     def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """See :meth:`Session.to_env`."""
         base = os.environ if base is None else base
@@ -313,6 +314,7 @@ class LiveSession(Session):
             agent=context.agent,
             model_id=context.model_id,
             provider_id=context.provider_id,
+            parent_session_id=context.parent_session_id,
         )
 
     def _await_children(self) -> None:

@@ -269,7 +269,7 @@ async def test_when_the_parent_has_died_an_anonymous_child_delivers_itself(
         trimaran.open_telemetry(
             "test", version="1.2", environ=home.environ, transport=capture
         ) as telemetry,
-        telemetry.session(project_id="p") as session,
+        telemetry.session(project_id="p", parent_session_id="whole") as session,
     ):
         parent = await gone(session)
         if not is_found:
@@ -285,6 +285,7 @@ async def test_when_the_parent_has_died_an_anonymous_child_delivers_itself(
 
     (batch,) = direct.batches()
     assert (batch.session_id, batch.cli_version, batch.project_id) == (session.id, "1.2", "p")
+    assert direct.requests[0].headers["trimaran-parent-session"] == "whole"
     (call,) = direct.events(trimaran.ToolCall)
     assert call.sequence_index == 0
     assert [problem.name for problem in problems] == ["telemetry parent gone"]

@@ -37,6 +37,7 @@ PARENTS = st.builds(
     agent=TEXT,
     model_id=TEXT,
     provider_id=TEXT,
+    parent_session_id=TEXT,
 )
 PLAIN = Parent(protocol=PROTOCOL, tier=Tier.ANONYMOUS, app="test", session_id="s")
 

@@ -106,7 +106,7 @@ async def test_a_forked_child_does_not_stand_in_for_a_dead_parent(
         process.wait()
 
         with trio.fail_after(20):  # the forked child may not have run yet
-            while lives(tmp_path, lock.stem):
+            while lives(tmp_path, lock.stem):  # noqa: ASYNC110 - the kernel tells nobody
                 await trio.sleep(0.01)
         direct = Capture()
         async with trimaran.attach(environ={"TRIMARAN_PARENT": told}, transport=direct) as session:
