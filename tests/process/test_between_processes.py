@@ -85,6 +85,19 @@ async def test_a_sender_that_breaks(
         assert str(caught.value) == said
 
 
+async def test_a_peer_that_is_not_understood_is_not_answered(
+    receive_raw: tuple[ProcessReceiveChannel, trio.SocketStream],
+) -> None:
+    """That this end was closed on purpose would be no true word."""
+    receive, peer = receive_raw
+    await peer.send_all(b"GET / HTTP/1.1\r\n")
+    with pytest.raises(trio.BrokenResourceError):
+        await receive.receive()
+    await receive.aclose()
+
+    assert await peer.receive_some() == b""
+
+
 @pytest.mark.parametrize(
     "said", [b"GET / HTTP/1.1\r\n", VALUE, encode_frame(Frame(FrameKind.ACK, b"x" * 1_025)), b""]
 )

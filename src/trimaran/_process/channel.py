@@ -175,8 +175,8 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
                 await self._news.park()
             elif not self._listen():
                 self._is_listening = True
-                try:
-                    await self._until_readable()
+                try:  # whatever ends it, another one has to listen, or to see that it is over
+                    await trio.lowlevel.wait_readable(self._socket)
                 finally:
                     self._is_listening = False
                     self._news.unpark_all()
@@ -210,10 +210,6 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
     def _last_word(self) -> bytes:
         return encode_frame(Frame(FrameKind.END))
 
-    def _part(self) -> None:
-        super()._part()
-        self._news.unpark_all()
-
 
 class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
     """The end of a channel that receives from another process.
@@ -232,7 +228,6 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
         """Whether the value given last is not acknowledged yet."""
         self._is_awaited = False
         """Whether the sender waits for that."""
-        self._is_heard = True
 
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> bytes:
@@ -258,7 +253,7 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
                 await self._say()
                 data = self._read_now()
                 if data is None:
-                    await self._until_readable()
+                    await trio.lowlevel.wait_readable(self._socket)
                 elif data:
                     self._decoder.feed(data)
                 else:
@@ -295,14 +290,12 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
 
     def _answer(self, answer: bytes) -> None:
         self._is_unanswered = False
-        if self._is_heard:
-            self._owed += encode_frame(Frame(FrameKind.ACK, answer))
+        self._owed += encode_frame(Frame(FrameKind.ACK, answer))
 
     def _say_now(self) -> None:
         try:
             self._write_now(self._owed)
-        except OSError:
-            self._is_heard = False
+        except OSError:  # there is nobody who could hear it
             self._owed.clear()
 
     async def _say(self) -> None:

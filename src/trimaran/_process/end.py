@@ -141,10 +141,6 @@ class End(trio.abc.AsyncResource):
         await trio.lowlevel.wait_writable(self._socket)
         self._raise_if_closed()  # which may have happened since that was reached
 
-    async def _until_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket)
-        self._raise_if_closed()
-
     def _read_now(self) -> bytes | None:
         """What came; None if nothing did, empty if nothing ever will."""
         try:
