@@ -60,7 +60,7 @@ PATIENCE = 5.0
 RESTART_INTERVAL = 1.0
 """Seconds between two starts by one agent."""
 
-UNAVAILABLE_FOR = 30.0
+UNAVAILABLE_FOR = 10.0
 """Seconds for which an agent sends for itself, once no relay was to be had."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05

@@ -32,7 +32,7 @@ class LaunchError(Exception):
 def launch(orders: Orders) -> bool:
     """Start a relay unless there is one, or somebody is just starting one.
 
-    Whether it was started; it holds its lock then, and can be reached soon.
+    Whether it was started; unless it was killed since, it can be reached soon.
 
     Raises:
         LaunchError: it cannot be.
@@ -47,8 +47,9 @@ def launch(orders: Orders) -> bool:
             if place.is_held():
                 return False
             said = _start(orders)
-            if not place.is_held():
-                raise LaunchError(said or "it ended, and did not say why")
+            # One that says nothing and is not there was killed: that is no reason to give up.
+            if said and not place.is_held():
+                raise LaunchError(said)
         finally:
             turn.release(remove=True)
     except (OSError, SpoolError, subprocess.SubprocessError) as error:

@@ -76,14 +76,14 @@ class Refusal(StrEnum):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """An agent's first message."""
+    """An agent's first message. Only its first field has to be there in every version."""
 
     protocol: int
-    version: str
+    version: str = ""
     """The library's, for people."""
-    agent: str
+    agent: str = ""
     """Unique over all of them, for all time; what is handed over is this one's."""
-    destination: str
+    destination: str = ""
     """What its batches are bound to: the tier, the URL and the account."""
     token: str | None = None
     """The account's, where there is one."""

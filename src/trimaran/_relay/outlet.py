@@ -147,7 +147,8 @@ class Outlet:
         A cancel leaves open which: they will be handed over again, with the same keys.
         """
         async with self._turn:
-            new = [batch for batch in batches if batch.key not in self._known]
+            # By their keys, of which each is taken once.
+            new = {batch.key: batch for batch in batches if batch.key not in self._known}
             if self._ended:
                 return False
             if not new:
@@ -162,7 +163,7 @@ class Outlet:
                         parent_session_id=batch.parent_session_id,
                         handed_by=agent,
                     )
-                    for batch in new
+                    for batch in new.values()
                 ],
                 self._books,
             )
@@ -193,7 +194,7 @@ class Outlet:
             waiting=self._waiting,
             events=books.pending,
             delivered=books.delivered,
-            dropped=books.dropped,
+            dropped=dict(books.dropped),
             waits_for_token=self.wallet is not None and self.wallet.held is None,
         )
 

@@ -176,8 +176,10 @@ class RelayServer:
                     outlet.end()
                 lanes.cancel_scope.deadline = trio.current_time() + DRAIN
         finally:
-            for outlet in self._outlets.values():
-                await outlet.aclose()
+            # Each of them closes, also when this is cancelled, which ends their waiting.
+            async with trio.open_nursery() as closing:
+                for outlet in self._outlets.values():
+                    closing.start_soon(outlet.aclose)
 
     async def _adopt(self, circumstances: Circumstances) -> None:
         """Take over what a relay that was killed left, whatever its destination."""
