@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -122,7 +123,7 @@ async def main(spool: str | None) -> None:
                 statuses: list[int] = []
                 for number in range(FORKS):
                     copied = (session, attached, ended)[number % 3]
-                    pid = in_a_fork(lambda copied=copied: use_copy(copied, kept))
+                    pid = in_a_fork(partial(use_copy, copied, kept))
                     await trio.sleep(0.005)
                     statuses.append(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it ends
                 attached.track(COMMAND)

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import trio
-import trio_parallel
 
 import trimaran
 from children import worker
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from children.conftest import Home
     from conftest import LoopbackEndpoint
 
-CHILDREN = 20
+trio_parallel: Any = import_module("trio_parallel")  # it has no types
 PROGRAM = Path(__file__).parent / "worker.py"
 ENDS = ["end"] * 12 + ["crash"] * 4 + ["kill"] * 4
 
@@ -37,7 +37,7 @@ async def by_run_process(environ: dict[str, str], notes: str, ends: dict[str, st
     """Children that are trio programs."""
 
     async def run(name: str, end: str) -> None:
-        command = [sys.executable, PROGRAM, notes, name, end]
+        command = [sys.executable, str(PROGRAM), notes, name, end]
         await trio.run_process(command, env=environ, check=False, stderr=subprocess.DEVNULL)
 
     async with trio.open_nursery() as nursery:
@@ -49,7 +49,7 @@ async def by_subprocess(environ: dict[str, str], notes: str, ends: dict[str, str
     """The same ones, started and waited for by the standard library."""
 
     def run(name: str, end: str) -> None:
-        command = [sys.executable, PROGRAM, notes, name, end]
+        command = [sys.executable, str(PROGRAM), notes, name, end]
         subprocess.run(command, env=environ, check=False, stderr=subprocess.DEVNULL)
 
     async with trio.open_nursery() as nursery:
@@ -96,7 +96,7 @@ async def by_executor(environ: dict[str, str], notes: str, ends: dict[str, str])
 async def by_trio_parallel(environ: dict[str, str], notes: str, ends: dict[str, str]) -> None:
     """Jobs in the processes of trio-parallel, which starts others for those that are killed."""
 
-    async def run(workers: trio_parallel.WorkerContext, name: str, end: str) -> None:
+    async def run(workers: Any, name: str, end: str) -> None:
         with suppress(trio_parallel.BrokenWorkerError, worker.Crash):
             await workers.run_sync(worker.live_plainly, environ, notes, name, end)
 

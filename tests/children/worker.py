@@ -83,4 +83,6 @@ def live_plainly(environ: dict[str, str], directory: str, name: str, end: str) -
 
 
 if __name__ == "__main__":
-    trio.run(live, dict(os.environ), *sys.argv[1:])
+    _, *arguments = sys.argv
+    notes, called, ends = arguments
+    trio.run(live, dict(os.environ), notes, called, ends)

@@ -61,7 +61,7 @@ class ThroughParent:
         self._connecting = trio.Lock()
         self._channel: ProcessSendChannel | None = None
         self._is_over = parent.is_over
-        self._is_gone = not parent.is_reachable and not parent.is_over
+        self._is_gone = False
         self._is_forked = False
 
     @property
@@ -147,7 +147,7 @@ class ThroughParent:
         async with self._connecting:
             if self._is_over:
                 raise GivenUp(DropReason.CLOSED)
-            if self._parent.socket is None:
+            if self._parent.socket is None or not self._parent.is_reachable:
                 raise ParentGone("it can be reached nowhere")
             if self._channel is None:
                 try:

@@ -1,0 +1,156 @@
+"""The way to a parent that is not as it should be, and to the endpoint when there is none."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+import trimaran
+from trimaran._endpoint import through_parent
+from trimaran._environment import PROTOCOL, Parent, with_parent
+from trimaran._process import ProcessReceiveChannel, connect, listening
+from trimaran.testing import Capture, ScriptedTransport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import trio.testing
+
+    from children.conftest import Home
+
+INIT = trimaran.Command(command_name="init")
+
+
+def told(socket: str | None, *, pid: int = 1, tier: str = "anonymous") -> dict[str, str]:
+    """An environment that speaks of a parent at *socket*."""
+    parent = Parent(
+        protocol=PROTOCOL,
+        tier=trimaran.Tier(tier),
+        app="test",
+        session_id="s",
+        pid=pid,
+        socket=socket,
+        url="https://x.test" if tier == "anonymous" else None,
+    )
+    environ = with_parent({}, parent, traceparent=None)
+    assert environ is not None
+    return environ
+
+
+async def test_a_parent_that_breaks_off_is_asked_again(
+    home: Home, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """At once, and then after a pause, as an endpoint that breaks off."""
+    taken: list[bytes] = []
+    with listening("parent", home.environ) as listener:
+
+        async def serve() -> None:
+            for _ in range(5):
+                await (await listener.accept()).aclose()
+            with ProcessReceiveChannel(await listener.accept()) as channel:
+                taken.extend([frame async for frame in channel])
+
+        nursery.start_soon(serve)
+        async with trimaran.attach(
+            environ=told(str(listener.path)), settings=trimaran.Settings(drain_timeout=10.0)
+        ) as child:
+            child.error("now")
+            await child.flush(timeout=math.inf)
+
+    assert child.statistics().delivered == 1
+    assert len(taken) == 1
+
+
+async def test_a_child_without_descriptors_tries_again(
+    home: Home,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """That says nothing of the parent."""
+    failures = iter([OSError(24, "Too many open files")] * 3)
+
+    async def fails_at_first(path: Path) -> trio.SocketStream:
+        for failure in failures:
+            raise failure
+        return await connect(path)
+
+    monkeypatch.setattr(through_parent, "connect", fails_at_first)
+    with listening("parent", home.environ) as listener:
+
+        async def serve() -> None:
+            with ProcessReceiveChannel(await listener.accept()) as channel:
+                async for _ in channel:
+                    pass
+
+        nursery.start_soon(serve)
+        async with trimaran.attach(environ=told(str(listener.path))) as child:
+            child.error("now")
+            await child.flush(timeout=math.inf)
+
+    assert child.statistics().delivered == 1
+
+
+async def test_a_parent_that_lets_nobody_in_does_not_hold_up_the_child(
+    home: Home, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One that is stopped, say: the block is entered, and left in time."""
+    with listening("parent", home.environ) as listener:
+        async with trimaran.attach(environ=told(str(listener.path))) as child:
+            child.error("now")
+        await trio.lowlevel.checkpoint()
+
+    assert trio.current_time() < 2.5
+    assert child.statistics().dropped == {"drain_timeout": 1}
+
+
+@pytest.mark.parametrize(
+    ("pid", "becomes"), [(1, {"closed": 1}), (1 << 60, {"closed": 1}), ((1 << 31) - 1, {})]
+)
+async def test_a_socket_that_is_gone_says_that_the_session_is_over(
+    pid: int, becomes: dict[str, int], home: Home
+) -> None:
+    """As long as its process lives; without that, that it has died."""
+    direct = Capture()
+    environ = told(f"{home.directory}/gone", pid=pid)
+    async with trimaran.attach(environ=environ, transport=direct) as child:
+        child.track(INIT)
+
+    books = child.statistics()
+    assert (books.dropped, books.delivered) == (becomes, 1 - len(becomes))
+
+
+async def test_a_token_that_is_refused_on_the_direct_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Is held against the child's own account, as in any telemetry."""
+    transport = ScriptedTransport([trimaran.Answer(401)] * 1000)
+    async with trimaran.attach(
+        environ=told(None, tier="authenticated"),
+        account=trimaran.StaticAccount("https://account.test", "secret"),
+        transport=transport,
+    ) as child:
+        child.error("now")
+
+    assert child.statistics().dropped == {"unauthorized": 1}
+    assert transport.requests
+
+
+async def test_an_account_that_nobody_needs_is_told_of_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A batch that nobody may send is given up without a wait."""
+    problems: list[trimaran.Problem] = []
+    async with trimaran.attach(
+        environ=told(None, tier="authenticated"), on_problem=problems.append
+    ) as child:
+        for _ in range(3):
+            child.error("now")
+            await child.flush()
+
+    assert trio.current_time() < 0.1
+    assert child.statistics().dropped == {"unauthorized": 3}
+    assert [problem.name for problem in problems] == ["telemetry parent gone"]
