@@ -222,7 +222,9 @@ async def said(process: trio.Process) -> bytes:
     assert process.stdout is not None
     line = b""
     while not line.endswith(b"\n"):
-        line += await process.stdout.receive_some()
+        part = await process.stdout.receive_some()
+        assert part, f"it ended after {line!r}"
+        line += part
     return line
 
 
@@ -297,6 +299,36 @@ async def test_a_receiver_that_is_killed(directory: Path) -> None:
                     process.send_signal(signal.SIGKILL)
 
                 assert sorted(broken) == ["answer", "socket", "turn"]
+
+
+WITHOUT_SIGPIPE = """
+import signal, sys, trio
+from pathlib import Path
+from trimaran._process import PeerClosed, ProcessSendChannel, connect
+
+async def main():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    with ProcessSendChannel(await connect(Path(sys.argv[1]))) as send:
+        try:
+            await send.ask(b"")
+            await trio.lowlevel.wait_readable(send._socket)
+            await send.send(b"")
+        except PeerClosed:
+            print("closed", flush=True)
+
+trio.run(main)
+"""
+
+
+async def test_a_command_that_dies_of_a_broken_pipe_does_not_die_of_this(directory: Path) -> None:
+    """Those that are used in pipelines leave SIGPIPE as the system has it."""
+    with listening("pipe", {"XDG_RUNTIME_DIR": str(directory)}) as listener:
+        async with trio.open_nursery() as nursery:
+            process = await start(nursery, WITHOUT_SIGPIPE, listener.path)
+            with ProcessReceiveChannel(await listener.accept()) as receive:
+                await receive.receive()
+                await receive.acknowledge()
+            assert await said(process) == b"closed\n"
 
 
 async def test_a_forked_child_lets_go(pair: Pair) -> None:
