@@ -109,8 +109,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """Stands before the names of fields that no convention has a name for."""
     session: tuple[str, ...] = ("gen_ai.conversation.id", "session.id")
     """Attributes of every span with the session's id."""
-    user: tuple[str, ...] = ("user.id",)
-    """Attributes of every span with who the events belong to."""
+    user: str = "user.id"
+    """The attribute of every span with who the events belong to, where that is known."""
     tags: str = "tag.tags"
     """The attribute of every span with the destination's tags."""
     columns: Mapping[str, Columns] = {}
@@ -390,9 +390,11 @@ def table_of(dialect: Dialect, shapes: Mapping[str, Shape]) -> Table:
 
 def _with_columns(shape: Shape, columns: Columns) -> Shape:
     computed = shape.computed if columns.computed is None else (*shape.computed, columns.computed)
+    fields = {**shape.fields, **columns.fields}
+    always = {**shape.always, **columns.always}
     return msgspec.structs.replace(
         shape,
-        always={**shape.always, **columns.always},
-        fields={**shape.fields, **columns.fields},
+        always={name: value for name, value in always.items() if name not in fields},
+        fields=fields,
         computed=computed,
     )

@@ -23,13 +23,13 @@ __all__ = ["logs", "message_of_status", "partial_success", "traces"]
 _encode = msgspec.json.Encoder().encode
 
 
-def traces(resource: Sequence[Attribute], scope: Sequence[str], spans: Iterable[Span]) -> bytes:
+def traces(resource: Sequence[Attribute], scope: Sequence[str], spans: Sequence[Span]) -> bytes:
     """An ExportTraceServiceRequest."""
     inner = {"scope": _scope(scope), "spans": [_span(span) for span in spans]}
     return _encode({"resourceSpans": [{"resource": _resource(resource), "scopeSpans": [inner]}]})
 
 
-def logs(resource: Sequence[Attribute], scope: Sequence[str], spans: Iterable[Span]) -> bytes:
+def logs(resource: Sequence[Attribute], scope: Sequence[str], spans: Sequence[Span]) -> bytes:
     """An ExportLogsServiceRequest, with a record for what each span was made of."""
     inner = {"scope": _scope(scope), "logRecords": [_record(span) for span in spans]}
     return _encode({"resourceLogs": [{"resource": _resource(resource), "scopeLogs": [inner]}]})
@@ -57,13 +57,13 @@ def _span(span: Span) -> dict[str, Any]:
         "kind": int(span.kind),
         "startTimeUnixNano": str(span.start),
         "endTimeUnixNano": str(span.end),
-        "attributes": _key_values(span.attributes),
+        "attributes": _key_values([*span.shared.items(), *span.attributes.items()]),
     }
     if span.exception:
         event = {
             "timeUnixNano": str(span.end),
             "name": "exception",
-            "attributes": _key_values(span.exception),
+            "attributes": _key_values(span.exception.items()),
         }
         found["events"] = [event]
     if span.link:
@@ -82,7 +82,9 @@ def _record(span: Span) -> dict[str, Any]:
         "severityNumber": number,
         "severityText": text,
         **({"body": {"stringValue": span.message}} if span.message else {}),
-        "attributes": _key_values([*span.attributes, *span.exception]),
+        "attributes": _key_values(
+            [*span.shared.items(), *span.attributes.items(), *span.exception.items()]
+        ),
         "traceId": span.trace_id,
         "spanId": span.span_id,
         "eventName": f"trimaran.{span.event}",

@@ -39,6 +39,10 @@ _double = Struct("<d").pack
 
 def _varint(number: int) -> bytes:
     """A whole number, seven bits at a time, from the lowest."""
+    if number < 0x80:
+        return bytes((number,))
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     pieces = bytearray()
     while number > 0x7F:
         pieces.append(number & 0x7F | 0x80)
@@ -82,75 +86,46 @@ class Encoder:
         self._names: dict[str, bytes] = {}
 
     def traces(
-        self, resource: Sequence[Attribute], scope: Sequence[str], spans: Iterable[Span]
+        self, resource: Sequence[Attribute], scope: Sequence[str], spans: Sequence[Span]
     ) -> bytes:
         """An ExportTraceServiceRequest."""
-        return self._request(
-            resource, scope, b"".join(b"\x12" + _sized(self._span(span)) for span in spans)
-        )
+        write = _Spans(self)
+        return self._request(resource, scope, [b"\x12" + _sized(write(span)) for span in spans])
 
     def logs(
-        self, resource: Sequence[Attribute], scope: Sequence[str], spans: Iterable[Span]
+        self, resource: Sequence[Attribute], scope: Sequence[str], spans: Sequence[Span]
     ) -> bytes:
         """An ExportLogsServiceRequest, with a record for what each span was made of."""
-        return self._request(
-            resource, scope, b"".join(b"\x12" + _sized(self._record(span)) for span in spans)
-        )
+        items = [b"\x12" + _sized(self._record(span)) for span in spans]
+        return self._request(resource, scope, items)
 
-    def _request(self, resource: Sequence[Attribute], scope: Sequence[str], items: bytes) -> bytes:
+    def _request(
+        self, resource: Sequence[Attribute], scope: Sequence[str], items: Iterable[bytes]
+    ) -> bytes:
         """Both kinds of request have the same numbers."""
         name, version, mapping = scope
-        scope_message = (
-            b"\x0a"
-            + _text(name)
-            + b"\x12"
-            + _text(version)
-            + b"\x1a"
-            + self._key_value(("trimaran.mapping", mapping))
+        about_scope = b"".join(
+            (
+                b"\x0a" + _text(name),
+                b"\x12" + _text(version),
+                self.key_values(b"\x1a", [("trimaran.mapping", mapping)]),
+            )
         )
-        in_scope = b"\x0a" + _sized(scope_message) + items
-        about = self._key_values(b"\x0a", resource)
+        in_scope = b"".join((b"\x0a" + _sized(about_scope), *items))
+        about = self.key_values(b"\x0a", resource)
         return b"\x0a" + _sized(b"\x0a" + _sized(about) + b"\x12" + _sized(in_scope))
-
-    def _span(self, span: Span) -> bytes:
-        parts = [
-            b"\x0a\x10",
-            bytes.fromhex(span.trace_id),
-            b"\x12\x08",
-            bytes.fromhex(span.span_id),
-        ]
-        if span.parent_span_id:
-            parts += (b"\x22\x08", bytes.fromhex(span.parent_span_id))
-        parts += (
-            b"\x2a",
-            _text(span.name),
-            b"\x30" + bytes((span.kind,)),
-            b"\x39" + _fixed64(span.start),
-            b"\x41" + _fixed64(span.end),
-            self._key_values(b"\x4a", span.attributes),
-        )
-        if span.exception:
-            event = b"\x09" + _fixed64(span.end) + b"\x12" + _text("exception")
-            parts += (b"\x5a", _sized(event + self._key_values(b"\x1a", span.exception)))
-        if span.link:
-            trace_id, span_id = map(bytes.fromhex, span.link)
-            parts += (b"\x6a", _sized(b"\x0a\x10" + trace_id + b"\x12\x08" + span_id))
-        if span.is_error:
-            message = b"\x12" + _text(span.message) if span.message else b""
-            parts += (b"\x7a", _sized(message + b"\x18\x02"))
-        return b"".join(parts)
 
     def _record(self, span: Span) -> bytes:
         number, text = (b"\x10\x11", "ERROR") if span.is_error else (b"\x10\x09", "INFO")
-        body = b"\x2a" + _sized(_any_value(span.message)) if span.message else b""
         return b"".join(
             (
                 b"\x09" + _fixed64(span.end),
                 number,
                 b"\x1a" + _text(text),
-                body,
-                self._key_values(b"\x32", span.attributes),
-                self._key_values(b"\x32", span.exception),
+                b"\x2a" + _sized(_any_value(span.message)) if span.message else b"",
+                self.key_values(b"\x32", span.shared.items()),
+                self.key_values(b"\x32", span.attributes.items()),
+                self.key_values(b"\x32", span.exception.items()),
                 b"\x4a\x10" + bytes.fromhex(span.trace_id),
                 b"\x52\x08" + bytes.fromhex(span.span_id),
                 b"\x59" + _fixed64(span.end),
@@ -158,31 +133,74 @@ class Encoder:
             )
         )
 
-    def _key_values(self, tag: bytes, attributes: Iterable[Attribute]) -> bytes:
+    def key_values(self, tag: bytes, attributes: Iterable[Attribute]) -> bytes:
+        """KeyValues, with *tag* before each."""
+        known = self._known
         parts: list[bytes] = []
         for attribute in attributes:
-            parts += (tag, self._key_value(attribute))
+            parts.append(tag)
+            # Only text is known: True, 1 and 1.0 are the same to a dict.
+            if type(attribute[1]) is str:
+                parts.append(known.get(attribute) or self._key_value(attribute))
+            else:
+                parts.append(self._key_value(attribute))
         return b"".join(parts)
 
     def _key_value(self, attribute: Attribute) -> bytes:
         """A KeyValue, with its length before it."""
         name, value = attribute
-        # Only text: True, 1 and 1.0 are the same to a dict.
-        is_short_text = isinstance(value, str) and len(value) <= _LONGEST_KNOWN
-        if is_short_text and (known := self._known.get(attribute)) is not None:
-            return known
-        head = self._names.get(name)
-        if head is None:
-            head = b"\x0a" + _text(name) + b"\x12"
-            if len(self._names) >= _MOST_KNOWN:
-                self._names.clear()
-            self._names[name] = head
+        head = self._names.get(name) or self._name(name)
         encoded = _sized(head + _sized(_any_value(value)))
-        if is_short_text:
+        if isinstance(value, str) and len(value) <= _LONGEST_KNOWN:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[attribute] = encoded
         return encoded
+
+    def _name(self, name: str) -> bytes:
+        """The key of a KeyValue, and the tag of its value."""
+        if len(self._names) >= _MOST_KNOWN:
+            self._names.clear()
+        head = self._names[name] = b"\x0a" + _text(name) + b"\x12"
+        return head
+
+
+class _Spans:
+    """Writes the spans of one request, and what they share only once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._key_values = encoder.key_values
+        self._shared: dict[int, bytes] = {}
+        """By identity: all spans live as long as this."""
+
+    def __call__(self, span: Span) -> bytes:
+        """A Span."""
+        shared = self._shared.get(id(span.shared))
+        if shared is None:
+            shared = self._key_values(b"\x4a", span.shared.items())
+            self._shared[id(span.shared)] = shared
+        parts = [
+            b"\x0a\x10" + bytes.fromhex(span.trace_id),
+            b"\x12\x08" + bytes.fromhex(span.span_id),
+            b"\x22\x08" + bytes.fromhex(span.parent_span_id) if span.parent_span_id else b"",
+            b"\x2a" + _text(span.name),
+            b"\x30" + bytes((span.kind,)),
+            b"\x39" + _fixed64(span.start),
+            b"\x41" + _fixed64(span.end),
+            shared,
+            self._key_values(b"\x4a", span.attributes.items()),
+        ]
+        if span.exception:
+            event = b"\x09" + _fixed64(span.end) + b"\x12" + _text("exception")
+            event += self._key_values(b"\x1a", span.exception.items())
+            parts.append(b"\x5a" + _sized(event))
+        if span.link:
+            trace_id, span_id = map(bytes.fromhex, span.link)
+            parts.append(b"\x6a" + _sized(b"\x0a\x10" + trace_id + b"\x12\x08" + span_id))
+        if span.is_error:
+            message = b"\x12" + _text(span.message) if span.message else b""
+            parts.append(b"\x7a" + _sized(message + b"\x18\x02"))
+        return b"".join(parts)
 
 
 class _Reader:

@@ -1,6 +1,6 @@
 """A batch of events becomes spans of one trace.
 
-In: a batch's body, the table of names. Out: a frozen span for each event, in their order.
+In: a batch's body, the table of names. Out: frozen spans, in the order of the events.
 Does not know: how spans are written down or sent, what a destination makes of them.
 
 Ids follow from what is in the batch, so that a batch that is sent again, by whichever
@@ -27,7 +27,6 @@ from trimaran._pipeline.wire import parent_of
 from trimaran._trace import TRACEPARENT, trace_of
 from trimaran.otlp.conventions import (
     OTHER,
-    Attribute,
     Dialect,
     Fields,
     Kind,
@@ -99,6 +98,9 @@ class Names(msgspec.Struct, frozen=True):
     with_open_root: bool = True
     """Whether a session's start is its root, to be replaced at its end; else it is a span of
     its own, and the root comes at the end alone."""
+    with_both_roots: bool = False
+    """Whether a root that its end replaces in the same batch goes out all the same: as a log
+    record it is one of its own."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -135,11 +137,14 @@ class Span(msgspec.Struct, frozen=True):
     kind: Kind
     start: int
     end: int
-    attributes: list[Attribute]
+    shared: Mapping[str, Value]
+    """Attributes that all spans of its type in this batch have: one object for all of them."""
+    attributes: Mapping[str, Value]
+    """Those that are its own."""
     is_error: bool = False
     message: str = ""
     """What went wrong."""
-    exception: tuple[Attribute, ...] = ()
+    exception: Mapping[str, Value] = {}
     """Attributes of an event ``exception`` at the span's end."""
     link: tuple[str, str] | None = None
     """Trace and span of what it is connected with, in another trace."""
@@ -166,7 +171,8 @@ def begun_by(body: Body) -> Begun | None:
 
 
 def spans_of(body: Body, origin: Origin, names: Names, begun: Begun | None = None) -> list[Span]:
-    """The spans of a batch, one for each event, in their order.
+    """The spans of a batch in the order of its events: one for each, but for a root that its
+    end replaces in the same batch.
 
     Args:
         body: the batch.
@@ -176,9 +182,14 @@ def spans_of(body: Body, origin: Origin, names: Names, begun: Begun | None = Non
     """
     mapping = _Mapping(body, origin, names, begun)
     roots = _ROOTS if names.with_open_root else _ROOTS - {"session_start"}
+    kinds = [_kind_of(event) for event in body.events]
+    left_out: frozenset[str] = frozenset()
+    if "session_end" in kinds and not names.with_both_roots:
+        left_out = roots & {"session_start"}
     return [
-        mapping.root(event) if event.get("type") in roots else mapping.span(event, index)
-        for index, event in enumerate(body.events)
+        mapping.root(kind, event) if kind in roots else mapping.span(kind, event, index)
+        for index, (kind, event) in enumerate(zip(kinds, body.events, strict=True))
+        if kind not in left_out
     ]
 
 
@@ -198,11 +209,10 @@ class _Mapping:
         self._table = names.table
         self._begun = begun
         self._common = _common(body, names)
+        self._shared: dict[str, dict[str, Value]] = {}
 
-    def span(self, event: Fields, index: int) -> Span:
+    def span(self, kind: str, event: Fields, index: int) -> Span:
         """What any event becomes but a root."""
-        kind = event.get("type")
-        kind = kind if type(kind) is str else ""
         shape = self._table.get(kind) or self._table.get("", OTHER)
         end = _time_of(event, self._body)
         is_error = _is_error(kind, event)
@@ -216,15 +226,15 @@ class _Mapping:
             shape.kind,
             end - _duration(event, end),
             end,
-            self._attributes(kind, shape, event),
+            self._shared.get(kind) or self._shared_by(kind, shape),
+            self._attributes(shape, event),
             is_error,
             message if is_error else "",
-            _exception(event, message) if kind == "error" else (),
+            _exception(event, message) if kind == "error" else {},
         )
 
-    def root(self, event: Fields) -> Span:
+    def root(self, kind: str, event: Fields) -> Span:
         """The session's own span: as long as it was, or without length while it runs."""
-        kind = "session_end" if event.get("type") == "session_end" else "session_start"
         begun = self._begun
         time = _time_of(event, self._body)
         known = {
@@ -235,12 +245,12 @@ class _Mapping:
         start = time - _duration(event, time) if begun is None else min(begun.time, time)
         shape = self._table[kind]
         name = _name(shape, kind, known)
-        attributes = self._attributes(kind, shape, known)
+        attributes = self._attributes(shape, known)
         if self._dialect.trace_name:
-            attributes.append((self._dialect.trace_name, name))
+            attributes[self._dialect.trace_name] = name
         link = None
         if self._parent_session_id:
-            attributes.append((f"{self._dialect.prefix}parent_session_id", self._parent_session_id))
+            attributes[f"{self._dialect.prefix}parent_session_id"] = self._parent_session_id
             link = trace_of(self._parent_session_id)[:2]
         return Span(
             kind,
@@ -251,28 +261,34 @@ class _Mapping:
             shape.kind,
             start,
             time,
+            self._shared_by(kind, shape),
             attributes,
             link=link,
         )
 
-    def _attributes(self, kind: str, shape: Shape, event: Fields) -> list[Attribute]:
-        """All that an event says, under every name that it has."""
+    def _shared_by(self, kind: str, shape: Shape) -> dict[str, Value]:
+        """What the spans of a type have in common, in this batch."""
+        shared = {**self._common, f"{self._dialect.prefix}type": kind, **shape.always}
+        self._shared[kind] = shared
+        return shared
+
+    def _attributes(self, shape: Shape, event: Fields) -> dict[str, Value]:
+        """What an event says itself, under every name that it has."""
         prefix = self._dialect.prefix
-        found: list[Attribute] = [*self._common, (f"{prefix}event", kind), *shape.always.items()]
-        add = found.append
+        found: dict[str, Value] = {}
         for name, field in shape.fields.items():
             value = value_of(event.get(field))
             if value is not None:
-                add((name, value))
+                found[name] = value
         own = shape.own
         if own is None:
             own = tuple(field for field in event if field not in _SAID_OTHERWISE)
         for field in own:
             value = value_of(event.get(field))
             if value is not None:
-                add((f"{prefix}{field}", value))
+                found[f"{prefix}{field}"] = value
         for computed in shape.computed:
-            found.extend(computed(event))
+            found.update(computed(event))
         return found
 
     def _id_of(self, event: Fields, index: int) -> str:
@@ -281,15 +297,15 @@ class _Mapping:
         )
 
 
-def _common(body: Body, names: Names) -> list[Attribute]:
+def _common(body: Body, names: Names) -> dict[str, Value]:
     """What every span of a session carries, so that each can be found by it."""
     dialect = names.dialect
     session = _fitting(body.session_id, dialect.longest_id)
-    user = _fitting(body.user_email, dialect.longest_id)
-    found: list[Attribute] = [(name, session) for name in dialect.session]
-    found += [(name, user) for name in dialect.user if user]
+    found: dict[str, Value] = dict.fromkeys(dialect.session, session)
+    if body.user_email:
+        found[dialect.user] = _fitting(body.user_email, dialect.longest_id)
     if names.tags:
-        found.append((dialect.tags, tuple(_fitting(tag, dialect.longest_id) for tag in names.tags)))
+        found[dialect.tags] = tuple(_fitting(tag, dialect.longest_id) for tag in names.tags)
     return found
 
 
@@ -298,6 +314,11 @@ def _fitting(text: str, longest: int | None) -> str:
     if longest is None or (len(text) <= longest and text.isascii() and text.isprintable()):
         return text
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _kind_of(event: Fields) -> str:
+    kind = event.get("type")
+    return kind if type(kind) is str else ""
 
 
 def _name(shape: Shape, kind: str, event: Fields) -> str:
@@ -318,13 +339,10 @@ def _is_error(kind: str, event: Fields) -> bool:
     )
 
 
-def _exception(event: Fields, message: str) -> tuple[Attribute, ...]:
+def _exception(event: Fields, message: str) -> dict[str, Value]:
     """As OpenTelemetry has it: https://opentelemetry.io/docs/specs/semconv/exceptions/."""
-    told: dict[str, Value] = {
-        "exception.type": _text(event, "error_name"),
-        "exception.message": message,
-    }
-    return tuple((name, value) for name, value in told.items() if value)
+    told = {"exception.type": _text(event, "error_name"), "exception.message": message}
+    return {name: text for name, text in told.items() if text}
 
 
 def _time_of(event: Fields, body: Body) -> int:
@@ -339,7 +357,8 @@ def _duration(event: Fields, end: int) -> int:
     """Nanoseconds that it lasted, at most since the epoch; 0 where it has no length."""
     duration = event.get("duration_ms")
     if type(duration) is int or type(duration) is float:
-        return min(end, max(0, int(duration * _NANOSECONDS)))
+        length = duration * _NANOSECONDS
+        return max(0, int(length)) if length < end else end
     return 0
 
 

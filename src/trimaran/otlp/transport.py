@@ -87,7 +87,8 @@ class OtlpTransport:
             settings.dialect,
             table_of(settings.dialect, settings.shapes),
             settings.tags,
-            settings.open_root,
+            settings.open_root or settings.signal == "logs",
+            settings.signal == "logs",
         )
         self._begun: OrderedDict[str, Begun] = OrderedDict()
         self._encoder = protobuf.Encoder()

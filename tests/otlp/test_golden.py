@@ -1,0 +1,23 @@
+"""What goes out for each type of event is what stands in a file."""
+
+from __future__ import annotations
+
+import pytest
+
+import trimaran
+from otlp.golden import DIALECTS, EVENTS, GOLDEN, file_of, rendered
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("name", EVENTS)
+def test_an_event_becomes_the_span_in_its_file(name: str, dialect: trimaran.otlp.Dialect) -> None:
+    """To the letter. After a change that is meant, ``python tests/otlp/golden.py``."""
+    assert rendered(name, dialect) == file_of(name, dialect).read_bytes()
+
+
+def test_there_is_a_file_for_every_type_and_no_other() -> None:
+    """No type is left out, and no file tells of what is gone."""
+    known = {file_of(name, dialect) for name in EVENTS for dialect in DIALECTS.values()}
+
+    assert set(GOLDEN.rglob("*.json")) == known
+    assert trimaran._events.BUILT_IN_EVENTS.keys() <= EVENTS.keys()
