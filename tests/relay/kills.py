@@ -76,12 +76,13 @@ async def kill_relays(
                     await trio.sleep(random.random() * random.choice([0.02, 0.2, LONGEST_LIFE]))
                     killed.kills += world.kill()
             gate.moods = WELL
+            killed.kills += world.kill()  # the next one has not learned to be patient
             async with trio.open_nursery() as nursery:
                 for agent in agents:
                     nursery.start_soon(_stop, agent, killed)
             # Somebody has to start the last one, should all have been killed.
             await world.agent(url, name="last", events=0)
-            await world.gone()
+            await world.gone(within=4 * LONG)
             outside.cancel_scope.cancel()
         killed.left = world.files()
         with closing(sqlite3.connect(world.directory / "spool.db")) as spool:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -101,7 +102,7 @@ class Relayed:
         **settings: object,
     ) -> AsyncIterator[trimaran.Telemetry]:
         """An agent of it."""
-        chosen: dict[str, object] = {
+        chosen: dict[str, Any] = {
             "relay": self.relay(),
             "flush_interval": 0.01,
             "retry_initial": 0.01,
@@ -111,7 +112,7 @@ class Relayed:
             "test",
             account=account,
             environ={"TEST_TELEMETRY_URL": url},
-            settings=trimaran.Settings(**chosen),  # type: ignore[arg-type] - as the caller says
+            settings=trimaran.Settings(**chosen),
             consent=consent,
             on_problem=None if problems is None else problems.append,
         ) as telemetry:
@@ -358,7 +359,7 @@ async def test_withdrawn_consent_takes_back_what_is_ones_own(
 
 
 def _is_of(request: Received, session: str) -> bool:
-    return request.batch["session_id"] == session
+    return bool(request.batch["session_id"] == session)
 
 
 async def test_a_relay_that_is_killed_is_started_again(
@@ -486,6 +487,7 @@ async def test_an_agent_that_is_not_served_sends_for_itself(
     nursery: trio.Nursery,
     endpoint: LoopbackEndpoint,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     answers: Callable[[bytes], bytes | None],
     reason: str,
 ) -> None:

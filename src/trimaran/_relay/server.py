@@ -101,19 +101,23 @@ class Idleness:
 
 
 class Noted(Diagnostics):
-    """Keeps the last thing that is wrong, for who asks: a relay has nobody to talk to."""
+    """Keeps the last thing that is wrong, for who asks.
 
-    def __init__(self) -> None:
+    Args:
+        is_silent: whether nobody is there who could read a log.
+    """
+
+    def __init__(self, *, is_silent: bool) -> None:
         super().__init__(time.monotonic)
+        self._is_silent = is_silent
         self.problem: str = ""
 
     def warn(self, problem: str, /, **facts: object) -> None:
         """Note *problem*."""
         told = ", ".join(f"{name}: {fact}" for name, fact in facts.items())
         self.problem = f"{problem} ({told})" if told else problem
-
-    def inform(self, news: str, /, **facts: object) -> None:
-        """Say nothing: *news* are no problem."""
+        if not self._is_silent:
+            super().warn(problem, **facts)
 
 
 class RelayServer:
@@ -123,8 +127,9 @@ class RelayServer:
         orders: where it is, and its limits.
         environ: where the place of its socket comes from; ``os.environ``, if None.
         transport: makes requests; HTTP, if None.
-        diagnostics: where trouble is told; noted for who asks, if None.
-        protocol: the one that it speaks.
+        wall_clock: seconds since the epoch.
+        random: where jitter comes from.
+        is_silent: False logs trouble, as an agent does; it is kept for who asks in any case.
     """
 
     def __init__(
@@ -135,6 +140,7 @@ class RelayServer:
         transport: Transport | None = None,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
+        is_silent: bool = True,
     ) -> None:
         self.place: RelayPlace = RelayPlace(Path(orders.directory))
         self._orders = orders
@@ -142,7 +148,7 @@ class RelayServer:
         self._transport = transport
         self._wall_clock = wall_clock
         self._random = Random() if random is None else random  # noqa: S311 - jitter is no secret
-        self._notes = Noted()
+        self._notes = Noted(is_silent=is_silent)
         self._began = wall_clock()
         self._outlets: dict[str, Outlet] = {}
         self._agents: dict[str, _Guest] = {}

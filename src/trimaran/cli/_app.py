@@ -19,6 +19,7 @@ from trimaran.cli._errors import FAILED, alone, line_of
 from trimaran.cli._terminal import console, say
 from trimaran.cli.demo import demo
 from trimaran.cli.pipe import pipe
+from trimaran.cli.relay import relay
 from trimaran.cli.serve import serve
 from trimaran.cli.show import show
 from trimaran.cli.spool import spool
@@ -50,7 +51,7 @@ def app(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, serve, pipe, show, status, spool):
+for command in (demo, serve, pipe, show, status, spool, relay):
     app.add_command(command)
 
 

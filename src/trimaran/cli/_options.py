@@ -14,7 +14,7 @@ import click
 from trimaran._decision import url_problem
 from trimaran.cli._input import STANDARD_INPUT
 
-__all__ = ["app_option", "destination_options", "replay_options"]
+__all__ = ["app_option", "check_directory", "destination_options", "replay_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -28,6 +28,15 @@ def _check_app(_context: click.Context, _option: click.Parameter, value: str) ->
 def _check_url(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     if value is not None and (problem := url_problem(value, with_token=False)):
         raise click.BadParameter(f"it {problem}")
+    return value
+
+
+def check_directory(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> str | None:
+    """A directory that is named has a name."""
+    if value == "":
+        raise click.BadParameter("it is empty")
     return value
 
 

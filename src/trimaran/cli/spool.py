@@ -20,7 +20,7 @@ from trimaran._settings import Spool
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import spool_directory
 from trimaran.cli._errors import FAILED, Failure
-from trimaran.cli._options import app_option, destination_options
+from trimaran.cli._options import app_option, check_directory, destination_options
 from trimaran.cli._signals import run_interruptible
 from trimaran.cli._spool_sending import Options, counted, failures_told, send_spooled
 from trimaran.cli._terminal import console, new_table, printable, say
@@ -30,21 +30,13 @@ __all__ = ["age_of", "spool"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _check_directory(
-    _context: click.Context, _option: click.Parameter, value: str | None
-) -> str | None:
-    if value == "":
-        raise click.BadParameter("it is empty")
-    return value
-
-
 def _spool_options(function: _Function) -> _Function:
     """Which spool: ``--app`` and ``--directory``."""
     return app_option(
         click.option(
             "--directory",
             metavar="DIRECTORY",
-            callback=_check_directory,
+            callback=check_directory,
             help="Where the spool lies, if the program puts it elsewhere than into the state "
             "directory of its user.",
         )(function)
