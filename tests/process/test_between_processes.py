@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from process.pairs import connection
@@ -166,7 +167,7 @@ async def test_closed_on_purpose(pair: Pair) -> None:
         await send.send(b"2")
 
 
-async def test_answers(pair: Pair) -> None:
+async def test_answers(pair: Pair, autojump_clock: trio.testing.MockClock) -> None:
     """Each goes to who asked for it; those that were not asked for, to nobody."""
     send, receive = pair
     answers: dict[bytes, bytes] = {}
@@ -190,7 +191,9 @@ async def test_answers(pair: Pair) -> None:
     assert answers == {b"1": b"to 1", b"3": b"to 3", b"4": b""}
 
 
-async def test_acknowledgements_that_nobody_waits_for_come_together(directory: Path) -> None:
+async def test_acknowledgements_that_nobody_waits_for_come_together(
+    directory: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     """A sender is not woken for each value; for an answer that it waits for, it is."""
     here, there = await connection(directory)
     answers: list[bytes] = []
@@ -304,7 +307,7 @@ async def test_who_reads_for_all_may_be_cancelled(pair: Pair) -> None:
     assert sorted(answers) == [b"2", b"3", b"4", b"waits for room"]
 
 
-async def test_statistics(pair: Pair) -> None:
+async def test_statistics(pair: Pair, autojump_clock: trio.testing.MockClock) -> None:
     """What was sent and what is known of it; a value that was withdrawn was never sent."""
     send, receive = pair
     await send.send(b"1")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from process.pairs import connection
@@ -62,7 +63,9 @@ async def test_a_peer_that_does_not_read_makes_the_sender_wait(pair: Pair) -> No
     assert received == [b"before", b"after", LARGE]
 
 
-async def test_a_socket_that_takes_nothing_of_a_value(directory: Path) -> None:
+async def test_a_socket_that_takes_nothing_of_a_value(
+    directory: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     """There is nothing to withdraw then."""
     here, there = await connection(directory)
     with (
@@ -85,7 +88,9 @@ async def test_a_socket_that_takes_nothing_of_a_value(directory: Path) -> None:
         assert received == [*range(sent)]
 
 
-async def test_what_is_owed_can_wait_for_several_tries(pair: Pair) -> None:
+async def test_what_is_owed_can_wait_for_several_tries(
+    pair: Pair, autojump_clock: trio.testing.MockClock
+) -> None:
     """A send that is cancelled while it finishes what another one left was not sent."""
     send, receive = pair
     await fill(send, b"before")
@@ -112,7 +117,9 @@ async def test_the_end_waits_for_a_full_socket(pair: Pair) -> None:
         assert [value async for value in receive] == [b"1", b"2"]
 
 
-async def test_nobody_waits_for_a_full_socket_forever(pair: Pair) -> None:
+async def test_nobody_waits_for_a_full_socket_forever(
+    pair: Pair, autojump_clock: trio.testing.MockClock
+) -> None:
     """A cancelled aclose() closes; what was sent is received, and then the peer is broken."""
     send, receive = pair
     await fill(send, b"1", b"2")
@@ -182,7 +189,9 @@ async def test_closed_when_a_send_was_about_to_go_on(pair: Pair, how: str, round
     assert seen == ["closed"]
 
 
-async def test_acknowledgements_that_nobody_reads(directory: Path) -> None:
+async def test_acknowledgements_that_nobody_reads(
+    directory: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     """They make the receiver wait in the end; one that is cancelled then stands all the same."""
     here, there = await connection(directory)
     value = encode_frame(Frame(FrameKind.DATA, b""))
