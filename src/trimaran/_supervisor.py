@@ -53,6 +53,7 @@ class Supervisor:
         self._scope = trio.CancelScope(shield=True)
         self._stages: trio.Nursery | None = None
         self._closing = trio.Event()
+        self._is_forked = False
         self.leftovers: Ledger = Ledger()
         """The books of what earlier processes left on disk."""
         self.is_ready: trio.Event = trio.Event()
@@ -63,7 +64,9 @@ class Supervisor:
     async def session(self, context: SessionContext, *, announce: bool) -> AsyncGenerator[Session]:
         """A session whose stages run here. Neither end is a checkpoint."""
         session = LiveSession(context, self.shared, announce=announce)
-        if self._stages is None or self._closing.is_set():
+        if self._is_forked:
+            session.forked()
+        elif self._stages is None or self._closing.is_set():
             session.abandon()
         else:
             self._open[session] = self._running[session] = None
@@ -78,11 +81,12 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, session: LiveSession) -> None:
-        self.shared.outages.join(session.ledger)
+        ledger = session.ledger  # a forked child's copy gets another
+        self.shared.outages.join(ledger)
         try:
             await session.run()
         finally:
-            self.shared.outages.leave(session.ledger)
+            self.shared.outages.leave(ledger)
             del self._running[session]
 
     @trio.lowlevel.enable_ki_protection
@@ -163,6 +167,7 @@ class Supervisor:
 
     def forked(self) -> None:
         """This is a forked child's copy: it sends nothing, and leaves the disk alone."""
+        self._is_forked = True
         self.shared.endpoint.forked()
         if self.shared.keeper is not None:
             self.shared.keeper.forked()

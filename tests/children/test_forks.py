@@ -149,6 +149,9 @@ async def test_a_loop_that_goes_on_in_a_forked_child_sends_nothing(
             supervisor = copied._supervisor
             assert supervisor is not None
             supervisor.forked()
+        async with copied.session() as opened_there:
+            opened_there.error("stray")
+        assert opened_there.statistics().dropped == {"closed": 1}
     assert stray.statistics().dropped == {"drain_timeout": 1}
     keeper = supervisor.shared.keeper
     assert keeper is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 import trimaran
 from trimaran._endpoint import through_parent
@@ -16,8 +17,6 @@ from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import trio.testing
 
     from children.conftest import Home
 
@@ -59,6 +58,7 @@ async def test_a_parent_that_breaks_off_is_asked_again(
         ) as child:
             child.error("now")
             await child.flush(timeout=math.inf)
+        await trio.testing.wait_all_tasks_blocked()
 
     assert child.statistics().delivered == 1
     assert len(taken) == 1
