@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +35,21 @@ def make_tree(root: Path, files: int) -> Path:
     (root / "package" / ".hidden" / "not.py").write_text("")
     (root / "package" / "README").write_text("")
     return root / "package"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory for what a demonstration has to put somewhere, with a short path."""
+    with tempfile.TemporaryDirectory(prefix="t") as directory:
+        yield Path(directory)
+
+
+def processes_of(place: Path) -> list[str]:
+    """The command lines that name something in *place*."""
+    listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, check=True)
+    return [
+        line for line in listed.stdout.decode(errors="replace").splitlines() if str(place) in line
+    ]
 
 
 async def stored_in(database: Path) -> list[StoredSession]:
@@ -71,6 +90,29 @@ async def test_a_tree_of_processes_works_and_all_adds_up(command: Command) -> No
     assert len(found) == 4
 
 
+async def test_agents_leave_at_once_by_way_of_a_relay(command: Command, place: Path) -> None:
+    """Whatever the network does, and nothing is lost; the relay is gone in the end."""
+    tree = make_tree(command.directory, 2)
+    ended = await command(
+        *("demo", tree, "--sessions", 1, "--exit", "--relay", "--database", "demo.sqlite"),
+        environ={"TMPDIR": str(place)},
+    )
+
+    assert ended.status == 0
+    assert "events were tracked, handed over and stored" in ended.out
+    lost = re.search(r"on its own .* 18 delivered +([0-9,]+) ms; lost: 18 drain_timeout", ended.out)
+    held = re.search(r"with a relay .* 18 handed over +([0-9,]+) ms; 18 handed over", ended.out)
+    assert lost is not None
+    assert held is not None
+    # A busy machine may take a while for anything; but the one has a time-out to wait for.
+    assert int(held[1].replace(",", "")) < 2_000 <= int(lost[1].replace(",", ""))
+    assert "the receiver has 18 of the 18 events that waited in the relay" in ended.out
+    found = await stored_in(command.directory / "demo.sqlite")
+    # The agent and its sub-agent, and those that left: but for the one that lost everything.
+    assert len(found) == 2 + 3
+    assert processes_of(place) == []
+
+
 async def test_serves_until_a_signal(command: Command) -> None:
     """The page that it names is there; Ctrl-C is the way to end, and no failure."""
     tree = make_tree(command.directory, 1)
@@ -90,28 +132,36 @@ async def test_serves_until_a_signal(command: Command) -> None:
     assert (ended.status, ended.err) == (0, "")
 
 
+@pytest.mark.parametrize("options", [[], ["--relay"]])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_agents_at_work(command: Command, number: signal.Signals) -> None:
+async def test_a_signal_ends_agents_at_work(
+    command: Command, place: Path, number: signal.Signals, options: list[str]
+) -> None:
     """No traceback, and no process is left; the end of every session is delivered."""
     tree = make_tree(command.directory, 60)
-    running = await command.start("demo", tree, "--sessions", 3, "--database", "demo.sqlite")
+    running = await command.start(
+        *("demo", tree, "--sessions", 3, "--database", "demo.sqlite", *options),
+        environ={"TMPDIR": str(place)},
+    )
     await running.says("agent 3: ")
     ended = await running.ends(number)
 
+    assert processes_of(place) == []
     assert (ended.status, ended.err) == (128 + number, "")
     assert "Look at" not in ended.out
     found = await stored_in(command.directory / "demo.sqlite")
     assert [session.summary.events_by_type.get("session_end") for session in found] == [1, 1, 1]
 
 
-async def test_agents_whose_demonstration_is_gone_end(command: Command) -> None:
+async def test_agents_whose_demonstration_is_gone_end(command: Command, place: Path) -> None:
     """With all of their processes, although nobody tells them to."""
     tree = make_tree(command.directory, 60)
-    running = await command.start("demo", tree, "--sessions", 2)
+    running = await command.start(*("demo", tree, "--sessions", 2), environ={"TMPDIR": str(place)})
     await running.says("agent 2: ")
     # All of them have its standard error: it ends when the last of them has ended.
     ended = await running.ends(signal.SIGKILL)
 
+    assert processes_of(place) == []
     assert ended.status == -signal.SIGKILL
     assert "Traceback" not in ended.err
 

@@ -9,31 +9,45 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import click
-import msgspec
 import trio
+from msgspec.structs import replace
 from rich.console import Console
 
-from trimaran._decision import opted_out, switch_name
+from trimaran._decision import opted_out
 from trimaran.cli._errors import FAILED, Failure
 from trimaran.cli._signals import Interrupt, run_interruptible
 from trimaran.cli._terminal import console, leave_line, printable, tell_diagnostics
 from trimaran.cli.demo_books import entry_of, print_books
-from trimaran.cli.demo_child import started
-from trimaran.cli.demo_process import APP
-from trimaran.cli.demo_report import Assignment, Report, line_of
-from trimaran.cli.demo_tools import AGENT_PATIENCE
+from trimaran.cli.demo_process import APP, run_agent
+from trimaran.cli.demo_relay import (
+    ARRIVAL_PATIENCE,
+    Network,
+    print_exits,
+    stopped,
+    watch_exits,
+)
+from trimaran.cli.demo_report import Assignment, Report
 from trimaran.cli.demo_view import Board, View
-from trimaran.cli.serve import start_receiver
 
 __all__ = ["assignments", "demo", "find_sources"]
 
 MOST_FILES = 8
 """Files that one session reviews at most, so that a large tree takes no longer than a small one."""
+
+
+class Options(TypedDict):
+    """What the command line says beside the path."""
+
+    sessions: int
+    database: str | None
+    relay: bool
+    exits: bool
 
 
 @click.command()
@@ -51,31 +65,35 @@ MOST_FILES = 8
     type=click.Path(),
     help="Where the receiver keeps the events; without it they are gone at the end.",
 )
+@click.option(
+    "--relay",
+    is_flag=True,
+    help="Let the agents hand over to a relay; show how they leave with it and without.",
+)
 @click.option("--exit", "exits", is_flag=True, help="End when the agents are done.")
-def demo(path: str | None, sessions: int, database: str | None, exits: bool) -> int:  # noqa: FBT001 - click's
+def demo(path: str | None, **options: Unpack[Options]) -> int:
     """Watch agents at work, and their events on the way to a receiver.
 
-    Starts a receiver on a free port of this machine, and several agents that review the Python
-    files in PATH (by default those of Trimaran itself): they list, read, search, parse and
-    compile them, keep notes in SQLite, and sometimes fail. Only their model is a script. Shows
-    what became of every event, and the address of a page that shows the events.
+    Starts a receiver on a free port of this machine, and several agents, each a process, that
+    review the Python files in PATH (by default those of Trimaran itself): they list, read, parse
+    and compile them, let processes of their own search them and keep notes in SQLite, have a
+    sub-agent write a text, and sometimes fail. Only their model is a script. One search never
+    ends, and is killed. Shows what became of every event, and the address of a page that shows
+    the events.
 
     \b
     Examples:
       trimaran demo
       trimaran demo ~/src/project --sessions 8
+      trimaran demo --relay
       trimaran demo --exit && echo fine
 
-    Ctrl-C ends it. Exit status: 0 if every event was delivered and is in the receiver's store.
+    Ctrl-C ends it. Exit status: 0 if every event in a ledger is in the receiver's store.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
-    return run_interruptible(
-        partial(_demo, path=path, sessions=sessions, database=database, exits=exits)
-    )
+    return run_interruptible(partial(_demo, path=path, options=options))
 
 
-async def _demo(
-    interrupt: Interrupt, *, path: str | None, sessions: int, database: str | None, exits: bool
-) -> int:
+async def _demo(interrupt: Interrupt, *, path: str | None, options: Options) -> int:
     tell_diagnostics(console(stderr=True))
     stdout = console()
     root = Path(__file__).parent.parent if path is None else Path(path)
@@ -87,24 +105,46 @@ async def _demo(
         async with trio.open_nursery() as nursery:
             with interrupt.ends():
                 files = await trio.to_thread.run_sync(find_sources, root, abandon_on_cancel=True)
-                tasks = assignments(files, root, workspace, sessions)
-                receiver = await start_receiver(
-                    nursery, database=database or workspace / "telemetry.sqlite"
-                )
-                _print_beginning(root, tasks, receiver.url, stdout)
-                board = await _run_agents(tasks, receiver.url, stdout)
-                entries = [
-                    await entry_of(number + 1, report, receiver.url) for number, report in board
-                ]
-                print_books(entries, stdout)
-                exit_status = 0 if all(entry.adds_up for entry in entries) else FAILED
-                if not exits:
-                    stdout.print(f"Look at the events: {receiver.url}/ (Ctrl-C ends)")
+                tasks = assignments(files, root, workspace, options["sessions"])
+                network = Network(nursery, options["database"] or workspace / "telemetry.sqlite")
+                await network.up()
+                _print_beginning(root, tasks, network.url, stdout)
+                watch = _watch_with_relay if options["relay"] else _watch
+                exit_status = 0 if await watch(tasks, network, stdout) else FAILED
+                if not options["exits"]:
+                    stdout.print(f"Look at the events: {network.url}/ (Ctrl-C ends)")
                     await trio.sleep_forever()
             if interrupt.signal is not None:
                 leave_line(stdout)
             nursery.cancel_scope.cancel()
     return interrupt.exit_status if exit_status is None else exit_status
+
+
+async def _watch(tasks: Sequence[Assignment], network: Network, stdout: Console) -> bool:
+    """Let the agents work, and print the books; whether these add up."""
+    board = await _run_agents(tasks, network.url, stdout)
+    patience = 0.0 if tasks[0].relay is None else ARRIVAL_PATIENCE
+    entries = [
+        await entry_of(number + 1, report, network.url, patience=patience)
+        for number, report in board
+    ]
+    print_books(entries, stdout)
+    return all(entry.adds_up for entry in entries)
+
+
+async def _watch_with_relay(tasks: Sequence[Assignment], network: Network, stdout: Console) -> bool:
+    """The same with a relay; and then how agents leave."""
+    relay = str(Path(tasks[0].workspace).with_name("relay"))
+    async with stopped(relay):
+        tasks = [replace(task, relay=relay) for task in tasks]
+        adds_up = await _watch(tasks, network, stdout)
+        stdout.print(
+            "Four agents leave, one after the other; the receiver is away for two of them."
+        )
+        exits = await watch_exits(tasks[0], network, relay)
+        has_arrived = await print_exits(exits, network, stdout)
+    stdout.print("The relay is stopped.")
+    return adds_up and has_arrived
 
 
 def find_sources(root: Path) -> list[str]:
@@ -157,19 +197,6 @@ async def _run_agents(tasks: Sequence[Assignment], url: str, stdout: Console) ->
             watching.start_soon(view.keep_up)
             async with trio.open_nursery() as agents:
                 for number, task in enumerate(tasks):
-                    agents.start_soon(_run_agent, task, url, partial(board.put, number))
+                    agents.start_soon(run_agent, task, url, partial(board.put, number))
             watching.cancel_scope.cancel()
     return board
-
-
-async def _run_agent(task: Assignment, url: str, heard: Callable[[Report], None]) -> None:
-    """Let an agent work in a process of its own; *heard* gets its reports."""
-    await trio.Path(task.workspace).mkdir()
-    async with started(
-        "trimaran.cli.demo_process",
-        line_of(task).decode(),
-        environ={**os.environ, switch_name(APP, "URL"): url},
-        patience=AGENT_PATIENCE,
-    ) as agent:
-        while (line := await agent.lines.next()) is not None:
-            heard(msgspec.json.decode(line, type=Report))

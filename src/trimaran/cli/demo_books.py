@@ -23,6 +23,10 @@ from trimaran.cli.demo_view import branch
 __all__ = ["Entry", "entry_of", "print_books"]
 
 
+LOOK_INTERVAL = 0.05
+"""Seconds between two questions to the receiver, where something is yet to arrive."""
+
+
 class Entry(msgspec.Struct, frozen=True):
     """What became of one session's events, as its ledger has it and as the receiver does."""
 
@@ -64,15 +68,14 @@ class Entry(msgspec.Struct, frozen=True):
 
 async def entry_of(agent: int, report: Report, url: str, *, patience: float = 0.0) -> Entry:
     """The books of a session; what a relay still has may take *patience* seconds to arrive."""
-    stored = 0
-    with trio.move_on_after(patience):
-        while True:
-            with trio.CancelScope(shield=True):
-                stored = await trio.to_thread.run_sync(count_stored, url, report.session_id)
-            if stored >= report.statistics.tracked:
-                break
-            await trio.sleep(0.1)
-    return Entry(agent, report, stored)
+    deadline = trio.current_time() + patience
+    while True:
+        stored = await trio.to_thread.run_sync(
+            count_stored, url, report.session_id, abandon_on_cancel=True
+        )
+        if stored >= report.statistics.tracked or trio.current_time() >= deadline:
+            return Entry(agent, report, stored)
+        await trio.sleep(LOOK_INTERVAL)
 
 
 def count_stored(url: str, session_id: str) -> int:

@@ -1,28 +1,32 @@
-"""An agent of the demonstration in a process of its own.
+"""An agent of the demonstration in a process of its own; both ends of it.
 
-In: an assignment, as JSON on the command line; where events go, in the environment. Out: how
-far the agent is, again and again, lines for who started it.
+In: an assignment, which becomes JSON on a command line; where events go, in the environment.
+Out: how far the agent is, again and again, in lines for who started it.
 Does not know: what the agent does.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
 import trio
 
-from trimaran._settings import Settings
+from trimaran._decision import switch_name
+from trimaran._settings import Relay, Settings
 from trimaran._telemetry import open_telemetry
 from trimaran._version import __version__
 from trimaran.cli._signals import Interrupt
 from trimaran.cli._terminal import console, tell_diagnostics
 from trimaran.cli.demo_agent import Progress, work
-from trimaran.cli.demo_child import run_child, say
-from trimaran.cli.demo_report import Assignment, line_of
+from trimaran.cli.demo_child import run_child, say, started
+from trimaran.cli.demo_report import Assignment, Report, line_of
+from trimaran.cli.demo_tools import AGENT_PATIENCE
 
-__all__ = ["APP", "main"]
+__all__ = ["APP", "main", "run_agent"]
 
 APP = "trimaran-demo"
 
@@ -30,12 +34,25 @@ INTERVAL = 0.1
 """Seconds between two reports."""
 
 
+async def run_agent(task: Assignment, url: str, heard: Callable[[Report], None]) -> None:
+    """Let an agent work that sends to *url*; *heard* gets its reports."""
+    await trio.Path(task.workspace).mkdir()
+    async with started(
+        "trimaran.cli.demo_process",
+        line_of(task).decode(),
+        environ={**os.environ, switch_name(APP, "URL"): url},
+        patience=AGENT_PATIENCE,
+    ) as agent:
+        while (line := await agent.lines.next()) is not None:
+            heard(msgspec.json.decode(line, type=Report))
+
+
 def settings_of(task: Assignment) -> Settings:
     """Those for agents that somebody watches."""
     return Settings(
         flush_interval=0.5,  # seconds
-        drain_timeout=5.0,  # seconds; the receiver is near, but its disk may be slow
-        relay=False if task.relay is None else task.relay,
+        drain_timeout=task.drain_timeout,
+        relay=False if task.relay is None else Relay(directory=task.relay, idle_timeout=10.0),
     )
 
 

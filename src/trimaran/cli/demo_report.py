@@ -34,6 +34,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """The session that it works for as a sub-agent; "" for none."""
     relay: str | None = None
     """The directory of the relay that it hands over to; None to send for itself."""
+    drain_timeout: float = 5.0
+    """Seconds that it may take to leave; the receiver is near, but its disk may be slow."""
 
 
 class Helper(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,8 +97,11 @@ class View:
                 self._where.print(line)
 
     def _table(self) -> Table:
+        with_relay = any(report.statistics.handed_over for _, report in self._board)
         table = new_table(
-            "Agent", "Doing", "Tools", "Failed", "Tracked", "Children", "Delivered", numbers=5
+            *("Agent", "Doing", "Tools", "Failed", "Tracked", "Children"),
+            f"{'To relay' if with_relay else 'Delivered':>9}",
+            numbers=5,
         )
         agent, doing = table.columns[:2]
         agent.width = AGENT_WIDTH
@@ -112,7 +115,8 @@ class View:
                     f"{count:,}"
                     for count in (
                         *(report.tool_calls, report.failures),
-                        *(books.tracked, books.from_children, books.delivered),
+                        *(books.tracked, books.from_children),
+                        books.handed_over if with_relay else books.delivered,
                     )
                 ),
             )
@@ -134,5 +138,5 @@ def _line(number: int, report: Report) -> str:
     return printable(
         f"{name}: {report.doing}; {report.tool_calls:,} tools used, {report.failures:,} failed; "
         f"{books.tracked:,} events, {books.from_children:,} of them from children, "
-        f"{books.delivered:,} delivered"
+        f"{books.delivered:,} delivered, {books.handed_over:,} handed over"
     )
