@@ -92,17 +92,27 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Run the stages of all sessions until :meth:`close`, and then to the deadline."""
-        with self._scope:
-            async with trio.open_nursery() as beside:
-                if self.shared.beside is not None:
-                    beside.start_soon(self.shared.beside)
-                async with trio.open_nursery() as self._stages:
-                    if self.shared.keeper is not None:
-                        self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
-                    self.is_ready.set()
-                    await self._closing.wait()
-                    await self._let_sessions_leave()
-                beside.cancel_scope.cancel()
+        try:
+            with self._scope:
+                async with trio.open_nursery() as beside:
+                    if self.shared.beside is not None:
+                        beside.start_soon(self.shared.beside)
+                    async with trio.open_nursery() as self._stages:
+                        if self.shared.keeper is not None:
+                            self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
+                        self.is_ready.set()
+                        await self._closing.wait()
+                        await self._let_sessions_leave()
+                    beside.cancel_scope.cancel()
+        except BaseException:
+            # A bug that strict settings let out: it is to come out, not a cancellation.
+            with trio.CancelScope(shield=True):
+                await self._let_go()
+            raise
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Close what is open; both calls are bounded by themselves."""
         try:
             await self.shared.endpoint.aclose()
         finally:

@@ -221,6 +221,10 @@ async def test_a_bug_on_the_way_of_leftovers_leaves_them_where_they_are(
     assert [(line["event"], line["error"]) for line in logs] == [
         ("telemetry failed", "ZeroDivisionError")
     ]
+    # The file was let go of, in either case: the next telemetry takes over what is there.
+    async with opened(tmp_path, Capture()) as telemetry:
+        await trio.testing.wait_all_tasks_blocked()
+        assert telemetry.leftovers().delivered == 20
 
 
 async def test_leftovers_belong_to_no_session_of_the_host(
