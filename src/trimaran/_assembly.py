@@ -24,10 +24,10 @@ from trimaran._endpoint.through_parent import ThroughParent
 from trimaran._endpoint.token import TokenKeeper, is_usable_token
 from trimaran._environment import Parent
 from trimaran._hooks import Hooks
-from trimaran._live_session import Shared
 from trimaran._pipeline.encoder import jsonable
 from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._settings import Settings, Spool
+from trimaran._shared import Shared
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
 from trimaran._transport import Transport

@@ -22,9 +22,9 @@ from trimaran._diagnostics import Diagnostics
 from trimaran._environment import Parent, parent_in
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
-from trimaran._live_session import SessionContext
 from trimaran._session import OPTED_OUT, SILENT, Session, SilentSession
 from trimaran._settings import Settings
+from trimaran._shared import SessionContext
 from trimaran._supervisor import Supervisor, entered
 from trimaran._telemetry import random_id
 from trimaran._transport import Transport

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from random import Random
 from typing import cast
 
 import msgspec
@@ -21,14 +20,10 @@ import trio
 
 from trimaran._children import Children
 from trimaran._current import current
-from trimaran._decision import Tier
-from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import WayOut
-from trimaran._endpoint.outages import Outages
-from trimaran._environment import PROTOCOL, Parent, with_parent, without_parent
+from trimaran._environment import Parent, with_parent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
-from trimaran._hooks import Dropped, Hooks
+from trimaran._hooks import Dropped
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import batch_events
 from trimaran._pipeline.collector import ToolSequence, collect
@@ -41,64 +36,18 @@ from trimaran._pipeline.spooler import MOST_TOGETHER, MOST_WAITING, spool_batche
 from trimaran._pipeline.wire import LONGEST_PARENT, Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
-from trimaran._settings import Settings
+from trimaran._shared import SessionContext, Shared
 from trimaran._spool.keeper import SpoolKeeper
 from trimaran._trace import TRACEPARENT
 
-__all__ = ["LiveSession", "SessionContext", "Shared"]
+__all__ = ["LiveSession"]
 
 _CALLS_BETWEEN_YIELDS = 128
 """Calls of ``send`` after which other tasks get a turn. One turn costs as much as ten
 events, and the pipeline moves up to 200 of them in each."""
 
-
 _NO_THREAD = 0
 """What no thread is called."""
-
-
-class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session says of itself and, where they say nothing else, of its events."""
-
-    session_id: str
-    parent_session_id: str = ""
-    """The session that it works for as a sub-agent; "" for none."""
-    project_id: str = ""
-    agent: str = ""
-    model_id: str = ""
-    provider_id: str = ""
-
-
-class Shared(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sessions of one telemetry have in common; none of it is a session's own."""
-
-    endpoint: WayOut
-    settings: Settings
-    budget: MemoryBudget
-    diagnostics: Diagnostics
-    hooks: Hooks
-    outages: Outages
-    keeper: SpoolKeeper | None
-    """The spool, if there is one."""
-    app: str
-    """The host's name."""
-    version: str
-    """The host's."""
-    tier: Tier
-    environ: Mapping[str, str]
-    parent: Parent | None
-    """The process whose session this one takes part in, if it is not its own."""
-    beside: Callable[[], Awaitable[object]] | None
-    """What runs beside the sessions, until the last one is over."""
-    user_email: str
-    """"" for anonymous events."""
-    home: str | None
-    """The user's home directory, to be masked."""
-    random: Random
-    """Where jitter comes from."""
-    wall_clock: Callable[[], float]
-    """Seconds since the epoch."""
-    new_id: Callable[[], str]
-    """Gives a text that is unique over all of them, for all time."""
 
 
 class LiveSession(Session):
@@ -299,22 +248,11 @@ class LiveSession(Session):
         elif place is not None and not self._closed:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._await_children, idempotent=True)
-        shared, context = self._shared, self._context
-        return Parent(
-            protocol=PROTOCOL,
-            tier=shared.tier,
-            app=shared.app,
-            session_id=context.session_id,
+        return self._shared.as_parent(
+            self._context,
             pid=self._pid,
             socket=None if place is None else str(place),
             is_over=self._children.is_over,
-            url=shared.endpoint.url if shared.tier is Tier.ANONYMOUS else None,
-            version=shared.version,
-            project_id=context.project_id,
-            agent=context.agent,
-            model_id=context.model_id,
-            provider_id=context.provider_id,
-            parent_session_id=context.parent_session_id,
         )
 
     def _await_children(self) -> None:

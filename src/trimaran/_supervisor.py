@@ -17,11 +17,12 @@ import trio
 
 from trimaran._current import current, entered
 from trimaran._forked import tell_if_forked
-from trimaran._live_session import LiveSession, SessionContext, Shared
+from trimaran._live_session import LiveSession
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.sender import Sender
 from trimaran._session import Session
+from trimaran._shared import SessionContext, Shared
 from trimaran._spool.keeper import SpoolKeeper
 
 __all__ = ["Supervisor", "entered", "named_in_logs"]

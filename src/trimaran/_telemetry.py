@@ -20,10 +20,10 @@ from trimaran._decision import Decision, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
-from trimaran._live_session import SessionContext
 from trimaran._pipeline.ledger import Statistics
 from trimaran._session import OPTED_OUT, SILENT, Session
 from trimaran._settings import Settings
+from trimaran._shared import SessionContext
 from trimaran._spool.keeper import RunBlocking
 from trimaran._supervisor import Supervisor, entered
 from trimaran._transport import Transport

@@ -1,0 +1,97 @@
+"""What sessions are made of: what one says of itself, and what all of a telemetry share.
+
+In: the parts, each from its own file. Out: two frozen values.
+Does not know: how the parts are made, what a session does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+
+import msgspec
+
+from trimaran._decision import Tier
+from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint import WayOut
+from trimaran._endpoint.outages import Outages
+from trimaran._environment import PROTOCOL, Parent
+from trimaran._hooks import Hooks
+from trimaran._pipeline.mailbox import MemoryBudget
+from trimaran._settings import Settings
+from trimaran._spool.keeper import SpoolKeeper
+
+__all__ = ["SessionContext", "Shared"]
+
+
+class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session says of itself and, where they say nothing else, of its events."""
+
+    session_id: str
+    parent_session_id: str = ""
+    """The session that it works for as a sub-agent; "" for none."""
+    project_id: str = ""
+    agent: str = ""
+    model_id: str = ""
+    provider_id: str = ""
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sessions of one telemetry have in common; none of it is a session's own."""
+
+    endpoint: WayOut
+    settings: Settings
+    budget: MemoryBudget
+    diagnostics: Diagnostics
+    hooks: Hooks
+    outages: Outages
+    keeper: SpoolKeeper | None
+    """The spool, if there is one."""
+    app: str
+    """The host's name."""
+    version: str
+    """The host's."""
+    tier: Tier
+    environ: Mapping[str, str]
+    parent: Parent | None
+    """The process whose session this one takes part in, if it is not its own."""
+    beside: Callable[[], Awaitable[object]] | None
+    """What runs beside the sessions, until the last one is over."""
+    user_email: str
+    """"" for anonymous events."""
+    home: str | None
+    """The user's home directory, to be masked."""
+    random: Random
+    """Where jitter comes from."""
+    wall_clock: Callable[[], float]
+    """Seconds since the epoch."""
+    new_id: Callable[[], str]
+    """Gives a text that is unique over all of them, for all time."""
+
+    def as_parent(
+        self, context: SessionContext, *, pid: int, socket: str | None, is_over: bool
+    ) -> Parent:
+        """What a child of a session is told.
+
+        Args:
+            context: the session's.
+            pid: of the process whose session it is.
+            socket: where it takes children; None where it cannot.
+            is_over: whether it has ended.
+        """
+        return Parent(
+            protocol=PROTOCOL,
+            tier=self.tier,
+            app=self.app,
+            session_id=context.session_id,
+            pid=pid,
+            socket=socket,
+            is_over=is_over,
+            url=self.endpoint.url if self.tier is Tier.ANONYMOUS else None,
+            version=self.version,
+            project_id=context.project_id,
+            agent=context.agent,
+            model_id=context.model_id,
+            provider_id=context.provider_id,
+            parent_session_id=context.parent_session_id,
+        )
