@@ -97,7 +97,7 @@ class TestAgent:
         )
         answer.raise_for_status()
         taken: list[dict[str, Any]] = answer.json()
-        return taken
+        return taken[::-1]  # the last request comes first
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def test_a_span_is_what_it_was(span: Span) -> None:
     assert read.trace_id.hex() == span.trace_id
     assert read.span_id.hex() == span.span_id
     assert read.parent_span_id.hex() == span.parent_span_id
-    assert (read.name, read.kind) == (span.name, span.kind)
+    assert (read.name, int(read.kind)) == (span.name, int(span.kind))
     assert (read.start_time_unix_nano, read.end_time_unix_nano) == (span.start, span.end)
     assert len(read.attributes) == len(span.shared) + len(span.attributes)
     assert [(e.name, e.time_unix_nano) for e in read.events] == (
@@ -119,7 +119,9 @@ def test_a_span_is_what_it_was(span: Span) -> None:
     assert [(k.trace_id.hex(), k.span_id.hex()) for k in read.links] == (
         [span.link] if span.link else []
     )
-    assert read.status == (Status(code=2, message=span.message) if span.is_error else Status())
+    assert read.status == (
+        Status(code=Status.STATUS_CODE_ERROR, message=span.message) if span.is_error else Status()
+    )
 
 
 def test_what_is_the_same_to_a_dict_is_not_mixed_up() -> None:

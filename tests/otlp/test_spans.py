@@ -297,8 +297,8 @@ def test_a_host_gives_its_types_a_mapping_and_others_another() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=5,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=3,
 )
 FIELDS = ["timestamp", "duration_ms", "status", "error", "error_message", "tokens", "cost"]
 FIELDS += ["model_id", "tool_name", "finish_reason", "span_id", "agent", "subject", "x"]
@@ -314,7 +314,7 @@ KINDS = ["session_start", "session_end", "generation", "tool_call", "bridge_call
                 **dict.fromkeys(FIELDS, JSON),
             },
         ),
-        max_size=4,
+        max_size=3,
     ),
     dialect=st.sampled_from([PLAIN, OPENINFERENCE, LANGFUSE]),
 )

@@ -256,6 +256,20 @@ def _describe(error: Exception) -> str:
     A local protocol error does: h11 names the header that it refuses, and so a token.
     """
     kind = type(error).__name__
+    if (problem := _certificate_problem(error)) is not None:
+        return f"{kind}: CERTIFICATE_VERIFY_FAILED: {problem}"
     if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError)) and str(error):
         return f"{kind}: {error}"
     return kind
+
+
+def _certificate_problem(error: BaseException) -> str | None:
+    """What is wrong with the server's certificate, if that is it: trio and the client each
+    put an error of their own, without a text, around the one that says so.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -358,7 +358,9 @@ def _duration(event: Fields, end: int) -> int:
     duration = event.get("duration_ms")
     if type(duration) is int or type(duration) is float:
         length = duration * _NANOSECONDS
-        return max(0, int(length)) if length < end else end
+        if 0 < length < end:
+            return int(length)
+        return end if length > 0 else 0
     return 0
 
 

@@ -1,0 +1,155 @@
+"""OpenTelemetry's variables, as its specification has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trimaran.otlp import OtlpSettings
+
+PREFIX = "OTEL_EXPORTER_OTLP_"
+
+
+def read(signal: str = "traces", **variables: str) -> OtlpSettings:
+    """The settings of an environment with these variables of the exporter's."""
+    environ = {PREFIX + name: value for name, value in variables.items()}
+    return OtlpSettings.from_environ(environ, signal="logs" if signal == "logs" else "traces")
+
+
+def test_without_variables_it_is_the_collector_on_this_machine() -> None:
+    """At the port of OTLP over HTTP."""
+    assert read() == OtlpSettings(url="http://localhost:4318/v1/traces")
+    assert read("logs").url == "http://localhost:4318/v1/logs"
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({"ENDPOINT": "http://a:1"}, "http://a:1/v1/traces"),
+        ({"ENDPOINT": "http://a:1/"}, "http://a:1/v1/traces"),
+        ({"ENDPOINT": "https://a/otlp"}, "https://a/otlp/v1/traces"),
+        ({"TRACES_ENDPOINT": "http://b:1"}, "http://b:1"),
+        ({"TRACES_ENDPOINT": "http://b:1/x/"}, "http://b:1/x/"),
+        ({"TRACES_ENDPOINT": "http://b:1", "ENDPOINT": "http://a:1"}, "http://b:1"),
+        ({"TRACES_ENDPOINT": " ", "ENDPOINT": "http://a:1"}, "http://a:1/v1/traces"),
+        ({"LOGS_ENDPOINT": "http://b:1"}, "http://localhost:4318/v1/traces"),
+    ],
+)
+def test_the_endpoint(variables: dict[str, str], url: str) -> None:
+    """One for all signals gets the signal's path, the signal's own stays as it is."""
+    assert read(**variables).url == url
+
+
+def test_an_endpoint_that_is_given_goes_before_variables() -> None:
+    """With the signal's path, which it may have already."""
+    environ = {PREFIX + "TRACES_ENDPOINT": "http://b:1"}
+
+    for given in ("http://c:1", "http://c:1/v1/traces"):
+        assert OtlpSettings.from_environ(environ, endpoint=given).url == "http://c:1/v1/traces"
+
+
+def test_headers_are_percent_decoded() -> None:
+    """As W3C Baggage writes them; the signal's replace the general ones."""
+    general = read(HEADERS="api-key=a%20b%3D, x=1=2 ,,")
+    of_signal = read(HEADERS="a=b", TRACES_HEADERS="c=d")
+
+    assert general.headers == {"api-key": "a b=", "x": "1=2"}
+    assert of_signal.headers == {"c": "d"}
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("s3cret", "a part is not name=value"),
+        ("=s3cret", "a part is not name=value"),
+        ("a b=s3cret", "a header has no name that can be sent"),
+        ("a=s3cret%0d%0ax: y", "the header a has characters that cannot be sent"),
+        ("a=s3cret%C3%A4", "the header a has characters that cannot be sent"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_left_out(value: str, problem: str) -> None:
+    """The others are sent; what is told of it quotes no value."""
+    settings = read(HEADERS=f"{value},good=1")
+
+    assert settings.headers == {"good": "1"}
+    assert settings.problems == (f"{PREFIX}HEADERS: {problem}",)
+
+
+def test_everything_else() -> None:
+    """Milliseconds become seconds."""
+    settings = read(
+        PROTOCOL="http/json",
+        COMPRESSION="none",
+        TIMEOUT="2500",
+        CERTIFICATE="ca.pem",
+        CLIENT_CERTIFICATE="me.pem",
+        TRACES_CLIENT_KEY="me.key",
+    )
+
+    assert settings == OtlpSettings(
+        encoding="json",
+        compression="none",
+        timeout=2.5,
+        certificate="ca.pem",
+        client_certificate="me.pem",
+        client_key="me.key",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("ENDPOINT", "a:1", "does not start with http:// or https://"),
+        ("ENDPOINT", "http://", "names no host"),
+        ("TRACES_ENDPOINT", "http://a:b@c", "carries a user name or password, which is not sent"),
+        ("PROTOCOL", "grpc", "not one of http/protobuf, http/json"),
+        ("COMPRESSION", "zstd", "not one of gzip, none"),
+        ("TIMEOUT", "0", "not a number of milliseconds above 0"),
+        ("TIMEOUT", "10s", "not a number of milliseconds above 0"),
+        ("TIMEOUT", "\u0662", "not a number of milliseconds above 0"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_and_told(name: str, value: str, problem: str) -> None:
+    """The agent starts all the same."""
+    settings = read(**{name: value})
+
+    assert settings == OtlpSettings(problems=settings.problems)
+    [told] = settings.problems
+    assert told.startswith(PREFIX + name)
+    assert told.endswith(problem)
+    assert value not in told or value == "0"
+
+
+def test_the_resource() -> None:
+    """The service's own variable goes before its attribute."""
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=a,deployment.environment.name=test%201"}
+
+    settings = OtlpSettings.from_environ(environ)
+    assert settings.service_name == "a"
+    assert settings.resource == {"deployment.environment.name": "test 1"}
+    environ["OTEL_SERVICE_NAME"] = "b"
+    assert OtlpSettings.from_environ(environ).service_name == "b"
+    assert OtlpSettings.from_environ(environ, service_name="c").service_name == "c"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "collector:4318"},
+        {"url": "http://a/?x=1"},
+        {"headers": {"": "x"}},
+        {"headers": {"a": "s3cret\n"}},
+    ],
+)
+def test_what_code_gives_has_to_be_right(wrong: dict[str, Any]) -> None:
+    """An error at once, which quotes no value."""
+    with pytest.raises(ValueError, match="OTLP") as caught:
+        OtlpSettings.from_environ({}, **wrong)
+
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_header_is_shown() -> None:
+    """They carry keys."""
+    assert "s3cret" not in repr(OtlpSettings(headers={"api-key": "s3cret"}))

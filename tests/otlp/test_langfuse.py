@@ -1,0 +1,120 @@
+"""What Langfuse is sent, checked against what it documents. No Langfuse runs here."""
+
+from __future__ import annotations
+
+import gzip
+from base64 import b64decode
+from typing import Any
+
+import msgspec
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+import trimaran
+from conftest import LoopbackEndpoint
+from trimaran.langfuse import langfuse_settings, langfuse_transport
+
+KEYS = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": "sk-lf-s3cret"}
+
+TYPES = {"span", "generation", "event", "agent", "tool"}
+"""Of observations, as far as there are any here."""
+
+
+async def test_a_session_as_langfuse_takes_it(endpoint: LoopbackEndpoint) -> None:
+    """Its path, keys and header; on every span the session, an id, a parent and a type."""
+    transport = langfuse_transport(
+        environ={**KEYS, "LANGFUSE_BASE_URL": endpoint.url}, tags=["nightly"], environment="ci"
+    )
+    async with trimaran.open_telemetry(
+        "test", version="1.0", environ=endpoint.environ(), transport=transport
+    ) as telemetry:
+        async with telemetry.session(session_id="sitzung ß", agent="build") as session:
+            session.command("init")
+            with session.generation(model_id="m") as generation:
+                tokens = trimaran.Tokens(input=10, output=5, reasoning=2, cache_read=90)
+                generation.finish("stop", tokens=tokens, cost=0.25)
+            with pytest.raises(KeyError), session.tool_call("bash"):
+                raise KeyError("x")
+            with session.bridge_call("sql.execute"):
+                pass
+            session.error(ValueError("no"))
+            await session.flush()
+    await transport.aclose()
+
+    spans: list[Any] = []
+    for request in endpoint.requests:
+        assert request.target == "/api/public/otel/v1/traces"
+        assert request.headers["x-langfuse-ingestion-version"] == "4"
+        kind, credentials = request.headers["authorization"].split()
+        assert (kind, b64decode(credentials)) == ("Basic", b"pk-lf-1:sk-lf-s3cret")
+        read = ExportTraceServiceRequest.FromString(gzip.decompress(request.body))
+        for group in read.resource_spans:
+            resource = {each.key: each.value.string_value for each in group.resource.attributes}
+            assert resource["langfuse.environment"] == "ci"
+            spans += group.scope_spans[0].spans
+    found = [{each.key: each.value for each in span.attributes} for span in spans]
+    ids = {each["session.id"].string_value for each in found}
+    assert len(ids) == 1
+    assert all(len(text) <= 200 and text.isascii() for text in ids)
+    for span, attributes in zip(spans, found, strict=True):
+        assert len(span.trace_id) == 16
+        assert any(span.trace_id)
+        assert len(span.span_id) == 8
+        assert any(span.span_id)
+        assert len(span.parent_span_id) in {0, 8}
+        assert attributes["langfuse.observation.type"].string_value in TYPES
+        tags = attributes["langfuse.trace.tags"].array_value.values
+        assert [tag.string_value for tag in tags] == ["nightly"]
+    types = [attributes["langfuse.observation.type"].string_value for attributes in found]
+    assert types == ["agent", "event", "generation", "tool", "span", "event", "agent"]
+    usage = found[2]["langfuse.observation.usage_details"].string_value
+    assert msgspec.json.decode(usage) == {
+        "input": 10,
+        "input_cached_tokens": 90,
+        "output": 5,
+        "output_reasoning_tokens": 2,
+        "total": 107,
+    }
+    cost = found[2]["langfuse.observation.cost_details"].string_value
+    assert msgspec.json.decode(cost) == {"total": 0.25}
+    assert [span.status.code for span in spans] == [0, 0, 0, 2, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [({}, "LANGFUSE_PUBLIC_KEY"), ({"LANGFUSE_PUBLIC_KEY": "pk"}, "LANGFUSE_SECRET_KEY")],
+)
+def test_a_missing_key_is_named(environ: dict[str, str], missing: str) -> None:
+    """By its variable."""
+    with pytest.raises(ValueError, match=missing):
+        langfuse_settings(environ=environ)
+
+
+def test_what_is_given_goes_before_variables() -> None:
+    """Each of them."""
+    environ = {**KEYS, "LANGFUSE_BASE_URL": "https://a", "OTEL_SERVICE_NAME": "a"}
+    environ["LANGFUSE_TRACING_ENVIRONMENT"] = "a"
+    read = langfuse_settings(environ=environ)
+    given = langfuse_settings(
+        public_key="p",
+        secret_key="s",
+        base_url="https://b/",
+        service_name="b",
+        environment="b",
+        environ=environ,
+    )
+
+    assert read.url == "https://a/api/public/otel/v1/traces"
+    assert (read.service_name, read.resource) == ("a", {"langfuse.environment": "a"})
+    assert given.url == "https://b/api/public/otel/v1/traces"
+    assert (given.service_name, given.resource) == ("b", {"langfuse.environment": "b"})
+    assert b64decode(given.headers["authorization"].split()[1]) == b"p:s"
+    assert "s3cret" not in repr(read)
+
+
+def test_without_a_url_it_is_the_cloud() -> None:
+    """And the environment is Langfuse's default."""
+    settings = langfuse_settings(environ=KEYS)
+
+    assert settings.url == "https://cloud.langfuse.com/api/public/otel/v1/traces"
+    assert settings.resource == {}
