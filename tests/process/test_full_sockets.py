@@ -232,7 +232,7 @@ async def said(process: trio.Process) -> bytes:
     line = b""
     while not line.endswith(b"\n"):
         part = await process.stdout.receive_some()
-        assert part, f"it ended after {line!r}"
+        assert part, f"it ended after {line!r}: {await process.wait()}"
         line += part
     return line
 
@@ -320,8 +320,9 @@ async def main():
     with ProcessSendChannel(await connect(Path(sys.argv[1]))) as send:
         try:
             await send.ask(b"")
-            await trio.lowlevel.wait_readable(send._socket)
-            await send.send(b"")
+            while True:
+                await trio.sleep(0.01)
+                await send.send(b"")
         except PeerClosed:
             print("closed", flush=True)
 
