@@ -98,13 +98,14 @@ def assemble_in_session(
 
     Args:
         parent: whose session it is.
-        decision: where events go once the parent is gone; disabled, they go nowhere then.
+        decision: where events go once the parent is gone; disabled, they go nowhere then, nor
+            where the parent has a transport of its host's own and this process has not.
         account: as in :func:`assemble`, and so for the next two.
         token: the account's token of the moment.
         host: the rest.
     """
     outages = Outages(host.diagnostics, host.now)
-    is_direct = decision.enabled
+    is_direct = decision.enabled and not (parent.has_own_transport and host.transport is None)
     endpoint = ThroughParent(
         parent,
         direct=_endpoint(
@@ -214,6 +215,7 @@ def _shared(
         app=text_of(host.app),
         tier=tier,
         environ=host.environ,
+        has_own_transport=host.transport is not None,
         parent=parent,
         beside=beside,
         version=text_of(host.version),

@@ -52,6 +52,9 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the session had ended when the child was started."""
     url: str | None = None
     """Where anonymous events may go directly; None where an account would be needed."""
+    has_own_transport: bool = False
+    """Whether the host brought what sends, of which a child has none, unless it brings its own:
+    what the library itself would send is not what the host has chosen."""
     version: str = ""
     """The host's, sent as ``cli_version``."""
     project_id: str = ""

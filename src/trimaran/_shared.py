@@ -53,6 +53,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """The host's."""
     tier: Tier
     environ: Mapping[str, str]
+    has_own_transport: bool
+    """Whether the host brought what sends."""
     parent: Parent | None
     """The process whose session this one takes part in, if it is not its own."""
     beside: Callable[[], Awaitable[object]] | None
@@ -88,6 +90,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             socket=socket,
             is_over=is_over,
             url=self.endpoint.url if self.tier is Tier.ANONYMOUS else None,
+            has_own_transport=self.has_own_transport,
             version=self.version,
             project_id=context.project_id,
             agent=context.agent,

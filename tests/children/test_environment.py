@@ -32,6 +32,7 @@ PARENTS = st.builds(
     socket=st.none() | TEXT,
     is_over=st.booleans(),
     url=st.none() | TEXT,
+    has_own_transport=st.booleans(),
     version=TEXT,
     project_id=TEXT,
     agent=TEXT,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace
 
 import trimaran
 from trimaran._endpoint import through_parent
-from trimaran._environment import PROTOCOL, Parent, with_parent
+from trimaran._environment import PROTOCOL, Parent, parent_in, with_parent
 from trimaran._process import ProcessReceiveChannel, connect, listening
 from trimaran.testing import Capture, ScriptedTransport
 
@@ -137,6 +138,24 @@ async def test_a_token_that_is_refused_on_the_direct_way(
 
     assert child.statistics().dropped == {"unauthorized": 1}
     assert transport.requests
+
+
+async def test_a_child_goes_no_other_way_than_its_parents_host_has_chosen(
+    home: Home, capture: Capture
+) -> None:
+    """Where that brought a transport, what the library itself would send is not wanted."""
+    async with home.open(capture) as telemetry, telemetry.session() as session:
+        parent = parent_in(session.to_env({}))
+    assert parent is not None
+    assert parent.has_own_transport
+    alone = with_parent({}, replace(parent, socket=None), traceparent=None)
+    async with trimaran.attach(environ=alone) as child:
+        child.track(INIT)
+    async with trimaran.attach(environ=alone, transport=capture) as equipped:
+        equipped.track(INIT)
+
+    assert child.statistics().dropped == {"unauthorized": 1}
+    assert equipped.statistics().delivered == 1
 
 
 async def test_an_account_that_nobody_needs_is_told_of_once(
