@@ -23,6 +23,7 @@ from bench.idle import idle
 from bench.imports import imports
 from bench.outage import outage
 from bench.process_channel import process_channel
+from bench.relay import relay
 from bench.rows import Row, table
 from bench.serve import server
 from bench.spooled import spooled
@@ -52,6 +53,7 @@ async def _measure(effort: _Effort) -> AsyncIterator[list[Row]]:
         yield await end_to_end(kind, rounds=effort.end_to_end, events=effort.events)
     yield await spooled(rounds=effort.end_to_end, events=effort.events)
     yield await process_channel(rounds=effort.end_to_end, values=effort.events // 2)
+    yield await relay(rounds=effort.idle)
     yield await outage()
     yield await idle(rounds=effort.idle)
     yield await imports(rounds=effort.imports)

@@ -78,6 +78,16 @@ class RelayPlace:
         """
         return lives(self.directory, _RELAY)
 
+    def sweep(self) -> None:
+        """Remove the locks that relays which were killed left; for who holds the lock here,
+        when it has taken over what they had.
+        """
+        for path in self.directory.glob("*.lock"):
+            if path.stem not in {_RELAY, _START}:
+                lock = OwnerLock.seized(self.directory, path.stem)
+                if lock is not None:
+                    lock.release(remove=True)
+
     def address(self) -> Path | None:
         """The socket at which the relay can be reached; None where there is none."""
         try:

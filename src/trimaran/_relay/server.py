@@ -206,6 +206,7 @@ class RelayServer:
             if decision_of(destination) is not None:
                 outlet = self._outlets[destination] = Outlet(destination, circumstances)
                 await outlet.adopt()
+        self.place.sweep()
 
     async def _serve(
         self,
