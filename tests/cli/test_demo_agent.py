@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -25,6 +25,7 @@ from trimaran.cli.demo_agent import (
     work,
 )
 from trimaran.cli.demo_report import Assignment
+from trimaran.cli.demo_search import hits
 from trimaran.cli.demo_tools import FAILURES, Call, ToolError, Tools, open_tools
 from trimaran.testing import Capture
 
@@ -162,9 +163,9 @@ async def test_a_review_of_much_prunes(task: Assignment) -> None:
 
 
 @pytest.fixture
-async def tools(task: Assignment) -> Any:
+async def tools(task: Assignment) -> AsyncGenerator[Tools]:
     """The tools, outside of a session."""
-    async with open_tools(task, {}, lambda _line: None) as opened:
+    async with open_tools(task, os.environ, lambda _line: None) as opened:
         yield opened
 
 
@@ -186,6 +187,13 @@ async def test_tools_do_what_they_say(tools: Tools, task: Assignment) -> None:
     assert "REVIEW.md" in await tools.use(Call("task", ("write",)), "")
     review = await trio.Path(task.workspace, "REVIEW.md").read_text()
     assert review == "# Review\n\ngood.py: good\n"
+
+
+def test_a_search_says_in_which_line(task: Assignment) -> None:
+    """With the file's name and the line's number."""
+    assert hits("class|def", Path(task.root, "good.py")) == (
+        "good.py:3: class A:\ngood.py:4: def f(self):"
+    )
 
 
 async def test_tools_fail_as_tools_do(tools: Tools, task: Assignment) -> None:

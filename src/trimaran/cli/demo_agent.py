@@ -112,8 +112,9 @@ async def work(
         session.command(task.agent, source="command", message_id="msg_0")
         conversation = [Message(f"/{task.agent} {task.project}")]
 
-        for turn in itertools.count():
-            message_id = f"msg_{turn}"
+        turns = itertools.count()
+        while True:
+            message_id = f"msg_{next(turns)}"
             with session.generation(message_id=message_id) as generation:
                 answer = await planner.answer(conversation)
                 generation.finish(answer.finish_reason, tokens=answer.tokens, cost=answer.cost)

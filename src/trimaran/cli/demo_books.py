@@ -20,11 +20,11 @@ from trimaran.cli._terminal import dropped, new_table
 from trimaran.cli.demo_report import Helper, Report
 from trimaran.cli.demo_view import branch
 
-__all__ = ["Entry", "entry_of", "print_books"]
+__all__ = ["LOOK_INTERVAL", "Entry", "entry_of", "print_books"]
 
 
 LOOK_INTERVAL = 0.05
-"""Seconds between two questions to the receiver, where something is yet to arrive."""
+"""Seconds between two questions to the receiver, or to a relay, where something is yet to happen."""
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -18,9 +18,9 @@ import trio
 from rich.console import Console
 
 from trimaran._relay.place import RelayPlace
-from trimaran._relay.visit import end_relay
+from trimaran._relay.visit import end_relay, report_of
 from trimaran.cli._terminal import dropped, new_table
-from trimaran.cli.demo_books import entry_of
+from trimaran.cli.demo_books import LOOK_INTERVAL, entry_of
 from trimaran.cli.demo_process import run_agent
 from trimaran.cli.demo_report import Assignment, Report
 from trimaran.cli.serve import start_receiver
@@ -33,6 +33,9 @@ ARRIVAL_PATIENCE = 30.0
 DRAIN_TIMEOUT = 2.0
 """Seconds that the agents have to leave, which is what agents have who say nothing else."""
 
+
+LAST_DELIVERY = 2.0
+"""Seconds that a relay has to deliver what it has when it is about to be stopped."""
 
 STOP_PATIENCE = 5.0
 """Seconds that a relay has to end."""
@@ -147,9 +150,24 @@ async def print_exits(exits: Sequence[Exit], network: Network, stdout: Console) 
 
 @asynccontextmanager
 async def stopped(directory: str) -> AsyncGenerator[None]:
-    """See to it that no relay of *directory* is left when the block is."""
+    """See to it that no relay of *directory* is left when the block is.
+
+    What it has can still be delivered, if there is a network: the directory may be about to go.
+    """
+    place = RelayPlace(Path(directory))
     try:
         yield
     finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(STOP_PATIENCE):
-            await end_relay(RelayPlace(Path(directory)))
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(LAST_DELIVERY):
+                await _emptied(place)
+            with trio.move_on_after(STOP_PATIENCE):
+                await end_relay(place)
+
+
+async def _emptied(place: RelayPlace) -> None:
+    """Wait until the relay, if there is one, has delivered all that it has."""
+    while (  # noqa: ASYNC110 - another process is waited for
+        report := await report_of(place)
+    ) and any(each.waiting for each in report.outlets):
+        await trio.sleep(LOOK_INTERVAL)

@@ -23,7 +23,7 @@ from trimaran.cli._signals import Interrupt
 from trimaran.cli.demo_child import run_child, say
 from trimaran.cli.demo_report import Said, line_of
 
-__all__ = ["main"]
+__all__ = ["hits", "main"]
 
 LIFETIME = 30.0
 """Seconds that it lives at most, in case that nobody is left to kill it."""
