@@ -176,6 +176,65 @@ async def test_a_session_of_many_processes(
     assert multiprocessing.active_children() == []
 
 
+ENDLESS = """
+import os, sys
+import trio, trimaran
+
+async def main():
+    noted = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    async with trimaran.attach() as session:
+        number = 0
+        while True:
+            for number in range(number, number + 300):
+                session.command(sys.argv[1], message_id=str(number))
+            number += 1
+            if await session.flush(timeout=20):
+                os.write(noted, b"%d\\n" % number)
+
+trio.run(main)
+"""
+
+
+async def test_children_that_are_killed_at_any_moment(
+    home: Home, endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """Of each, an unbroken beginning of what it said has arrived, with all that was acknowledged."""
+    chance = random.Random("killed")
+    notes = [tmp_path / str(number) for number in range(6)]
+
+    async def kill(note: Path, environ: dict[str, str]) -> None:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", ENDLESS, str(note)], env=environ
+        )
+        while not note.exists():  # noqa: ASYNC110 - a file tells nobody
+            await trio.sleep(0.01)
+        await trio.sleep(chance.random() * 0.4)
+        process.kill()
+        await process.wait()
+
+    async with trimaran.open_telemetry(
+        "test",
+        environ=home.environ | {"TEST_TELEMETRY_URL": endpoint.url},
+        settings=trimaran.Settings(strict=True, drain_timeout=20.0),
+    ) as telemetry:
+        async with telemetry.session() as session:
+            async with trio.open_nursery() as nursery:
+                for note in notes:
+                    nursery.start_soon(kill, note, session.to_env())
+
+    books = session.statistics()
+    assert books.tracked == books.delivered == len(endpoint.events)
+    for note in notes:
+        numbers = [
+            int(event["message_id"])
+            for event in endpoint.events
+            if event.get("command_name") == str(note)
+        ]
+        acknowledged = max(map(int, note.read_text().split()), default=0)
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) >= acknowledged
+
+
 KILLED = """
 import os, sys
 import trio, trimaran
