@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from otlp.systems import running_test_agent
 from trimaran.receiver import run_receiver
 
 ROOT = Path(__file__).parent.parent
@@ -59,8 +61,11 @@ async def run_page(page: Path, directory: Path, **more: str) -> subprocess.Compl
 async def test_page(page: Path, tmp_path: Path, nursery: trio.Nursery) -> None:
     """A page's blocks run top to bottom, against a receiver that stands where they send."""
     receiver = await nursery.start(partial(run_receiver, port=0, database=tmp_path / "store.db"))
-
-    result = await run_page(page, tmp_path, ALTIMATE_TELEMETRY_URL=receiver.url)
+    more = {"ALTIMATE_TELEMETRY_URL": receiver.url}
+    with ExitStack() as stack:
+        if page.name == "otlp.md":
+            more["OTEL_EXPORTER_OTLP_ENDPOINT"] = stack.enter_context(running_test_agent()).url
+        result = await run_page(page, tmp_path, **more)
 
     assert result.returncode == 0, result.stdout.decode()
 

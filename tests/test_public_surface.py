@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-PUBLIC_MODULES = ["trimaran", "trimaran.receiver", "trimaran.structlog", "trimaran.testing"]
+PUBLIC_MODULES = [
+    "trimaran",
+    "trimaran.langfuse",
+    "trimaran.otlp",
+    "trimaran.receiver",
+    "trimaran.structlog",
+    "trimaran.testing",
+]
 NOT_IMPORTED = [
     "click",
     "httpcore",

@@ -21,3 +21,8 @@ def test_there_is_a_file_for_every_type_and_no_other() -> None:
 
     assert set(GOLDEN.rglob("*.json")) == known
     assert trimaran._events.BUILT_IN_EVENTS.keys() <= EVENTS.keys()
+
+
+def test_a_dialect_shows_its_name() -> None:
+    """And not its whole table."""
+    assert repr(trimaran.otlp.LANGFUSE) == "Dialect('langfuse')"

@@ -13,6 +13,8 @@ import structlog
 import trio
 
 import trimaran
+import trimaran.langfuse
+import trimaran.otlp
 import trimaran.receiver
 import trimaran.structlog
 import trimaran.testing
@@ -93,6 +95,32 @@ accounts: list[trimaran.AccountProvider] = [
     trimaran.CredentialsFile("credentials.json"),
 ]
 transport: trimaran.Transport = Post()
+
+
+over_otlp: list[trimaran.Transport] = [
+    trimaran.otlp.OtlpTransport(),
+    trimaran.otlp.OtlpTransport(
+        trimaran.otlp.OtlpSettings(
+            url="https://collector.example.com/v1/traces",
+            headers={"api-key": "k"},
+            encoding="json",
+            dialect=trimaran.otlp.PLAIN,
+            shapes={
+                "deployment": trimaran.otlp.Shape(
+                    name="deploy", subject="target", kind=trimaran.otlp.Kind.CLIENT
+                )
+            },
+        ),
+        max_connections=4,
+    ),
+    trimaran.otlp.OtlpTransport(
+        trimaran.otlp.OtlpSettings.from_environ({}, endpoint="http://127.0.0.1:4318", signal="logs")
+    ),
+    trimaran.langfuse.langfuse_transport(environ={}),
+    trimaran.otlp.OtlpTransport(trimaran.langfuse.langfuse_settings(tags=["nightly"])),
+]
+dialects: list[trimaran.otlp.Dialect] = [trimaran.otlp.LANGFUSE, trimaran.otlp.OPENINFERENCE]
+assert_type(trimaran.otlp.MAPPING_VERSION, str)
 
 
 def hear(told: trimaran.Dropped) -> None:

@@ -122,6 +122,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     longest_id: int | None = None
     """Characters of ASCII that ids of sessions and users, and tags, may have; None for any."""
 
+    def __repr__(self) -> str:
+        return f"Dialect({self.name!r})"
+
 
 class Counts(NamedTuple):
     """The tokens of a generation, in parts that do not overlap."""
