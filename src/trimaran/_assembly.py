@@ -76,7 +76,12 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
     tokens, consent = _token_keeper(token, host), _consent_to(decision, account, host)
     endpoint: WayOut = _endpoint(decision, tokens, consent, host, outages)
     beside = None
-    if host.settings.relay is not False:
+    if host.settings.relay is not False and host.transport is not None:
+        # What the host's own transport does with a batch is not known here: it may keep it.
+        host.diagnostics.warn(
+            "telemetry relay not available", reason="the transport is the host's own"
+        )
+    elif host.settings.relay is not False:
         endpoint = relayed = _relayed(endpoint, destination, tokens, consent, host)
         beside = relayed.run
     return _shared(

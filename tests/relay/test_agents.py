@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -42,6 +43,7 @@ from trimaran._relay.messages import (
 from trimaran._relay.orders import Orders, orders_of
 from trimaran._relay.place import RelayPlace
 from trimaran._relay.server import RelayServer
+from trimaran.testing import ScriptedTransport
 
 from .world import until
 
@@ -658,3 +660,60 @@ async def test_a_body_too_long_for_a_frame_is_sent_directly(
     assert (long.delivered, short.handed_over) == (20, 1)
     assert [problem.name for problem in problems] == ["telemetry relay not available"]
     assert math.isfinite(trio.current_time())
+
+
+async def test_a_transport_of_the_hosts_own_is_not_passed_by(
+    relayed: Relayed, endpoint: LoopbackEndpoint
+) -> None:
+    """It is used, and said so: what it does with a batch, a relay does not know."""
+    transport = ScriptedTransport()
+    problems: Problems = []
+    async with trimaran.open_telemetry(
+        "test",
+        environ={"TEST_TELEMETRY_URL": endpoint.url},
+        settings=trimaran.Settings(relay=relayed.relay()),
+        transport=transport,
+        on_problem=problems.append,
+    ) as telemetry:
+        books = await say(telemetry, "s")
+
+    assert (books.delivered, books.handed_over) == (1, 0)
+    assert len(transport.requests) == 1
+    assert [problem.name for problem in problems] == ["telemetry relay not available"]
+
+
+def is_open(descriptor: int) -> bool:
+    """Whether there is such a descriptor."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+async def test_a_forked_child_leaves_the_connection_to_its_parent(
+    relayed: Relayed, endpoint: LoopbackEndpoint
+) -> None:
+    """It closes its copies, so that the relay sees when the parent goes; the parent's own
+    connection is as it was.
+    """
+    account = trimaran.StaticAccount(endpoint.url, "t0k3n", email="ann@x.test")
+    async with relayed.agent(endpoint.url, account) as telemetry:
+        await say(telemetry, "before")
+        way_out: Any = telemetry._supervisor and telemetry._supervisor.shared.endpoint
+        client = way_out._client
+        await until(lambda: client._line is not None)
+        ends = [client._channel._socket.fileno(), client._line._socket.fileno()]
+        assert all(is_open(end) for end in ends)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are threads
+            child = os.fork()
+        if not child:
+            os._exit(sum(is_open(end) for end in ends))
+        with trio.fail_after(10):
+            _, status = await trio.to_thread.run_sync(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        after = await say(telemetry, "after")
+
+    assert after.handed_over == 1
+    await until(lambda: {e["session_id"] for e in endpoint.events} == {"before", "after"})

@@ -55,7 +55,7 @@ async def test_a_relay_is_started_looked_at_and_ended(world: World) -> None:
 
     status, said = await command(world, "stop")
     assert (status, said) == (0, f"The relay has ended, for {world.directory}.\n")
-    assert world.relays() == []
+    await world.gone()
     status, said = await command(world, "status")
     assert status == 1
     assert "2 batches with 8 events wait there; the next one delivers them." in said

@@ -107,6 +107,8 @@ class RelayClient:
         self._drain_timeout = drain_timeout
         self._diagnostics = diagnostics
         self._channel: ProcessSendChannel | None = None
+        self._line: ProcessReceiveChannel | None = None
+        """Where the relay's calls come in."""
         self._connecting = trio.Lock()
         self._connected = trio.Event()
         self._start_not_before = -math.inf
@@ -159,6 +161,13 @@ class RelayClient:
         """Hang up. What was taken stays taken."""
         self._is_closed = True
         self._drop(self._channel)
+
+    def forked(self) -> None:
+        """This is a forked child's copy: the connection is its parent's."""
+        self._is_closed = True
+        for end in (self._channel, self._line):
+            if end is not None:
+                end.let_go()
 
     async def _ask(self, message: Message) -> None:
         if trio.current_time() < self._unavailable_until:
@@ -263,6 +272,7 @@ class RelayClient:
         """Answer the calls that come over *stream*; what is said to them goes over *channel*."""
         assert self._tokens is not None
         with await _opened(stream, LISTENS, ProcessReceiveChannel) as calls:
+            self._line = calls
             await calls.receive()
             await calls.acknowledge(encoded(Listener(agent=self._agent)))
             async for data in calls:

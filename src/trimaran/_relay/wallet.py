@@ -74,7 +74,7 @@ class Wallet:
 
     def hang_up(self, agent: str, call: Callable[[str | None], Awaitable[object]]) -> None:
         """That agent cannot be called so any more."""
-        if self._lines.get(agent) is call:
+        if self._lines.get(agent) == call:
             del self._lines[agent]
 
     def leave(self, agent: str) -> None:

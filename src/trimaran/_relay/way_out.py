@@ -109,7 +109,7 @@ class RelayedWayOut:
 
     def forked(self) -> None:
         """This is a forked child's copy: it sends nothing any more."""
-        self._client.close()
+        self._client.forked()
         self._endpoint.forked()
 
 
