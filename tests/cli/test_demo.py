@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from trimaran import Statistics
+from trimaran._environment import PARENT
 from trimaran.cli.demo import assignments, find_sources
 from trimaran.cli.demo_books import Entry, print_books
 from trimaran.cli.demo_report import Helper, Report
@@ -64,7 +65,11 @@ async def test_a_tree_of_processes_works_and_all_adds_up(command: Command) -> No
     process had that was killed.
     """
     tree = make_tree(command.directory, 5)
-    ended = await command("demo", tree, "--sessions", 2, "--exit", "--database", "demo.sqlite")
+    ended = await command(
+        *("demo", tree, "--sessions", 2, "--exit", "--database", "demo.sqlite"),
+        # Nor does it matter in whose session the demonstration is started.
+        environ={PARENT: '{"protocol":1,"tier":"anonymous","app":"other","session_id":"other"}'},
+    )
 
     assert ended.status == 0
     assert ended.err == ""
@@ -83,6 +88,7 @@ async def test_a_tree_of_processes_works_and_all_adds_up(command: Command) -> No
         assert types.items() >= {"session_start": 1, "session_end": 1, "command": 1}.items()
         assert types.keys() >= {"generation", "tool_call", "bridge_call", "error"}
     reviewers = [session for session in found if session.summary.agent == "reviewer"]
+    assert {session.parent for session in reviewers} == {None}
     # A note for each of its files, a search of each, and of one of them the one that was killed.
     assert {session.summary.events_by_type["bridge_call"] for session in reviewers} == {7, 4}
     writers = {session.parent for session in found if session.summary.agent == "writer"}

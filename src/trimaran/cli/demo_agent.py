@@ -66,6 +66,7 @@ class Progress:
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self.session: trimaran.Session | None = None
+        self.parent_session_id: str = ""
         self.tools: Tools | None = None
         self.doing = "starts"
         self.is_done: bool = False
@@ -79,7 +80,7 @@ class Progress:
         return Report(
             agent=self.assignment.agent,
             session_id="" if self.session is None else self.session.id,
-            parent_session_id=self.assignment.parent_session_id,
+            parent_session_id=self.parent_session_id,
             doing=self.doing,
             is_done=self.is_done,
             tool_calls=self.tool_calls,
@@ -95,20 +96,24 @@ class Progress:
 async def work(
     telemetry: trimaran.Telemetry, progress: Progress, pass_on: Callable[[bytes], None]
 ) -> None:
-    """Do what was assigned, in a session of its own; *pass_on* gets what sub-agents report."""
+    """Do what was assigned, in a session of its own; *pass_on* gets what sub-agents report.
+
+    If the process was started by an agent, this is a sub-agent of it.
+    """
     task = progress.assignment
     planner = ScriptedPlanner(task)
     async with (
+        trimaran.attach() as parent,
         telemetry.session(
             project_id=task.project,
             agent=task.agent,
             model_id=planner.model_id,
             provider_id=planner.provider_id,
-            parent_session_id=task.parent_session_id,
+            parent_session_id=parent.id,
         ) as session,
         open_tools(task, session.to_env(), pass_on) as tools,
     ):
-        progress.session, progress.tools = session, tools
+        progress.session, progress.parent_session_id, progress.tools = session, parent.id, tools
         session.command(task.agent, source="command", message_id="msg_0")
         conversation = [Message(f"/{task.agent} {task.project}")]
 
@@ -136,7 +141,7 @@ async def use(
     category = tools.categories[call.tool]
     try:
         with session.tool_call(call.tool, message_id=message_id, category=category):
-            return await tools.use(call, session.id)
+            return await tools.use(call)
     except FAILURES as error:
         progress.failures += 1
         session.error(error, context=call.tool)

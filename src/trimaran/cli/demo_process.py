@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from trimaran._decision import switch_name
+from trimaran._environment import without_parent
 from trimaran._settings import Relay, Settings
 from trimaran._telemetry import open_telemetry
 from trimaran._version import __version__
@@ -40,7 +41,7 @@ async def run_agent(task: Assignment, url: str, heard: Callable[[Report], None])
     async with started(
         "trimaran.cli.demo_process",
         line_of(task).decode(),
-        environ={**os.environ, switch_name(APP, "URL"): url},
+        environ={**without_parent(os.environ), switch_name(APP, "URL"): url},
         patience=AGENT_PATIENCE,
     ) as agent:
         while (line := await agent.lines.next()) is not None:

@@ -30,8 +30,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """A directory of its own, that it may write in."""
     is_careless: bool = False
     """Whether it makes a search that never ends, and has to kill it."""
-    parent_session_id: str = ""
-    """The session that it works for as a sub-agent; "" for none."""
     relay: str | None = None
     """The directory of the relay that it hands over to; None to send for itself."""
     drain_timeout: float = 5.0
@@ -68,6 +66,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str = ""
     """"" before it has one."""
     parent_session_id: str = ""
+    """The session that it works for as a sub-agent; "" for none."""
     doing: str = "starts"
     is_done: bool = False
     """Whether it has done its work, and its telemetry is over."""

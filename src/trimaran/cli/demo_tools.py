@@ -10,7 +10,6 @@ The files under review are only read. What is written goes into a directory of t
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ __all__ = ["AGENT_PATIENCE", "FAILURES", "Call", "ToolError", "Tools", "open_too
 MOST_CHARACTERS = 64 * 1024
 """Characters of a file that are read; what an agent would show its model of it."""
 
-SEARCH_PATIENCE = 1.0
+SEARCH_PATIENCE = 1.5
 """Seconds that a search may be silent, until it is taken for one that will never end."""
 
 TOOL_PATIENCE = 5.0
@@ -102,8 +101,8 @@ class Tools:
         """The processes that took part in the session, in the order in which they began."""
         return tuple(self._helpers.values())
 
-    async def use(self, call: Call, session_id: str) -> str:
-        """What comes of *call*, which is made in the session of that id.
+    async def use(self, call: Call) -> str:
+        """What comes of *call*.
 
         Raises:
             One of FAILURES: nothing does.
@@ -123,7 +122,7 @@ class Tools:
             case Call("compile", (file,)):
                 return await self._compile(file)
             case Call("task"):
-                return await self._delegate(session_id)
+                return await self._delegate()
             case Call("mcp__notes__save", (file, note)):
                 await self._note("INSERT INTO notes VALUES (?, ?)", file, note)
                 return "noted"
@@ -206,21 +205,20 @@ class Tools:
         with suppress(ToolError):  # it ended before
             await self._answer(notes)
 
-    async def _delegate(self, session_id: str) -> str:
+    async def _delegate(self) -> str:
         """Let a sub-agent write the review: a process, and a session, of its own."""
-        task = replace(
-            self._assignment, agent="writer", is_careless=False, parent_session_id=session_id
-        )
+        task = replace(self._assignment, agent="writer", is_careless=False)
         async with started(
             "trimaran.cli.demo_process",
             line_of(task).decode(),
-            environ=os.environ,
+            environ=self._environ,
             patience=AGENT_PATIENCE,
         ) as writer:
             while (report := await writer.lines.next()) is not None:
                 self._pass_on(report)
-            if await writer.wait():
-                raise ToolError("the writer did not come to an end")
+            status = await writer.wait()
+        if status:
+            raise ToolError(f"the writer did not come to its end (status {status})")
         return "the writer is done: see REVIEW.md"
 
     @asynccontextmanager
