@@ -21,6 +21,7 @@ from bench.caller import caller
 from bench.endtoend import end_to_end
 from bench.idle import idle
 from bench.imports import imports
+from bench.otlp import otlp
 from bench.outage import outage
 from bench.process_channel import process_channel
 from bench.relay import relay
@@ -54,6 +55,7 @@ async def _measure(effort: _Effort) -> AsyncIterator[list[Row]]:
     yield await spooled(rounds=effort.end_to_end, events=effort.events)
     yield await process_channel(rounds=effort.end_to_end, values=effort.events // 2)
     yield await relay(rounds=effort.idle)
+    yield await otlp(rounds=effort.end_to_end, events=effort.events // 5)
     yield await outage()
     yield await idle(rounds=effort.idle)
     yield await imports(rounds=effort.imports)

@@ -56,6 +56,13 @@ Computed: TypeAlias = Callable[[Fields], Iterable[Attribute]]
 
 _LONGEST_INT = 2**63
 
+_TOOL: tuple[Attribute, ...] = (("gen_ai.tool.type", "function"),)
+_MCP_TOOL: tuple[Attribute, ...] = (
+    ("gen_ai.tool.type", "extension"),
+    ("mcp.method.name", "tools/call"),
+)
+_FAILURE: tuple[Attribute, ...] = (("error.type", "_OTHER"),)
+
 
 class Kind(IntEnum):
     """OpenTelemetry's kinds of spans, by their numbers on the wire."""
@@ -209,17 +216,12 @@ def _finish(event: Fields) -> Iterable[Attribute]:
 
 def _tool(event: Fields) -> Iterable[Attribute]:
     """A tool of an MCP server is called over the network, by a method of that protocol."""
-    if event.get("tool_type") == "mcp":
-        yield "gen_ai.tool.type", "extension"
-        yield "mcp.method.name", "tools/call"
-    else:
-        yield "gen_ai.tool.type", "function"
+    return _MCP_TOOL if event.get("tool_type") == "mcp" else _TOOL
 
 
 def _failure(event: Fields) -> Iterable[Attribute]:
     """The kind of a failure is not told by these events: the convention's word for that."""
-    if event.get("status") == "error":
-        yield "error.type", "_OTHER"
+    return _FAILURE if event.get("status") == "error" else ()
 
 
 def _openinference_usage(event: Fields) -> Iterable[Attribute]:
@@ -386,18 +388,21 @@ def table_of(dialect: Dialect, shapes: Mapping[str, Shape]) -> Table:
     """
     known = {**_OPENTELEMETRY, **shapes, "": OTHER}
     return {
-        kind: _with_columns(shape, dialect.columns.get(kind, dialect.other))
+        kind: _with_columns(shape, dialect.columns.get(kind, dialect.other), dialect.prefix)
         for kind, shape in known.items()
     }
 
 
-def _with_columns(shape: Shape, columns: Columns) -> Shape:
+def _with_columns(shape: Shape, columns: Columns, prefix: str) -> Shape:
     computed = shape.computed if columns.computed is None else (*shape.computed, columns.computed)
     fields = {**shape.fields, **columns.fields}
+    if shape.own is not None:
+        fields |= {f"{prefix}{field}": field for field in shape.own}
     always = {**shape.always, **columns.always}
     return msgspec.structs.replace(
         shape,
         always={name: value for name, value in always.items() if name not in fields},
         fields=fields,
+        own=None if shape.own is None else (),
         computed=computed,
     )

@@ -46,6 +46,13 @@ _LATEST = 2**63 // _NANOSECONDS
 
 _SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}", re.ASCII)
 
+_IDS = 2**64
+"""As many span ids there are, and one that is none."""
+
+_STEP = 0x9E37_79B9_7F4A_7C15
+"""From one made id to the next: an odd number comes back to the first after all others, and
+this one, the golden ratio's, spreads few of them well."""
+
 _ROOTS = frozenset({"session_start", "session_end"})
 
 _SAID_OTHERWISE = frozenset(
@@ -200,7 +207,7 @@ class _Mapping:
         trace = trace_of(body.session_id, origin.traceparent)
         _, _, above = origin.traceparent.strip().partition(trace.trace_id)
         self._body = body
-        self._key = origin.key
+        self._base = _base_of(body.session_id, origin.key)
         self._trace_id = trace.trace_id
         self._root = trace.span_id
         self._above_root = above[1:17]
@@ -274,27 +281,26 @@ class _Mapping:
 
     def _attributes(self, shape: Shape, event: Fields) -> dict[str, Value]:
         """What an event says itself, under every name that it has."""
-        prefix = self._dialect.prefix
         found: dict[str, Value] = {}
         for name, field in shape.fields.items():
-            value = value_of(event.get(field))
-            if value is not None:
+            value = event.get(field)
+            # Most are text, and most of what is none is not there.
+            if type(value) is not str and value is not None:
+                value = value_of(value)
+            if value is not None and value != "":
                 found[name] = value
-        own = shape.own
-        if own is None:
-            own = tuple(field for field in event if field not in _SAID_OTHERWISE)
-        for field in own:
-            value = value_of(event.get(field))
-            if value is not None:
-                found[f"{prefix}{field}"] = value
+        if shape.own is None:
+            for field, said in event.items():
+                value = value_of(said)
+                if value is not None and field not in _SAID_OTHERWISE:
+                    found[f"{self._dialect.prefix}{field}"] = value
         for computed in shape.computed:
             found.update(computed(event))
         return found
 
     def _id_of(self, event: Fields, index: int) -> str:
-        return _span_id(event.get("span_id")) or _digest(
-            f"{self._body.session_id}\n{self._key}\n{index}"
-        )
+        given = _span_id(event.get("span_id"))
+        return given or f"{(self._base + index * _STEP) % _IDS or 1:016x}"
 
 
 def _common(body: Body, names: Names) -> dict[str, Value]:
@@ -369,6 +375,7 @@ def _span_id(value: object) -> str | None:
     return value if type(value) is str and _SPAN_ID.fullmatch(value) else None
 
 
-def _digest(text: str) -> str:
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-    return digest if int(digest, 16) else "0" * 15 + "1"
+def _base_of(session_id: str, key: str) -> int:
+    """Where the ids begin that are made for a batch."""
+    text = f"{session_id}\n{key}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
