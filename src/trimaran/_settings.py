@@ -9,7 +9,6 @@ All times are float seconds, all sizes bytes.
 from __future__ import annotations
 
 import math
-import os
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
@@ -174,7 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A queue on disk, for events that must survive the process; True is one with its
     defaults. Off, nothing is written to disk."""
 
-    relay: bool | str | os.PathLike[str] | Relay = False
+    relay: bool | str | Relay = False
     """A process that sends in place of this one, so that leaving waits for no network; True
     is one with its defaults, a path names its directory. Off, no process is started."""
 
@@ -214,7 +213,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self,
             "relay",
             "True, False, a path or a Relay",
-            holds=isinstance(relay, (bool, os.PathLike, Relay)) or _is_text(relay),
+            holds=isinstance(relay, (bool, Relay)) or _is_text(relay),
         )
         _require(
             self,

@@ -6,7 +6,6 @@ Does not know: what a relay does. Nothing here takes longer than a look at a dir
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,8 +27,8 @@ def relay_of(app: str, settings: Settings) -> Relay | None:
     chosen = settings.relay
     if chosen is False:
         return None
-    if isinstance(chosen, (str, os.PathLike)):
-        return Relay(directory=os.fspath(chosen))
+    if isinstance(chosen, str):
+        return Relay(directory=chosen)
     relay = Relay() if chosen is True else chosen
     if relay.directory is not None:
         return relay
