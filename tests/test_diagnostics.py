@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from trimaran import current_session
-from trimaran._current import current
+from trimaran._current import entered
 from trimaran._diagnostics import Diagnostics
 from trimaran._hooks import Hooks, Problem
 from trimaran._session import SILENT, SilentSession
@@ -124,12 +124,9 @@ def test_lines_are_logged_outside_of_any_session(clock: Clock) -> None:
 
     structlog.configure(processors=[look], logger_factory=structlog.ReturnLoggerFactory())
     session = SilentSession()
-    entered = current.set(session)
-    try:
+    with entered(session):
         Diagnostics(clock).warn("one")
         inside = current_session()
-    finally:
-        current.reset(entered)
 
     assert seen == [SILENT]
     assert inside is session
