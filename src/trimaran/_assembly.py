@@ -7,7 +7,7 @@ Does not know: lifetimes, sessions.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from trimaran._settings import Settings, Spool
 from trimaran._shared import Shared
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
-from trimaran._transport import Transport
+from trimaran._transport import Request, Transport
 
 if TYPE_CHECKING:
     from trimaran._relay.way_out import RelayedWayOut
@@ -75,7 +75,7 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
     destination = destination_of(decision, user_email)
     tokens, consent = _token_keeper(token, host), _consent_to(decision, account, host)
     endpoint: WayOut = _endpoint(decision, tokens, consent, host, outages)
-    beside = None
+    ahead = beside = None
     if host.settings.relay is not False and host.transport is not None:
         # What the host's own transport does with a batch is not known here: it may keep it.
         host.diagnostics.warn(
@@ -83,7 +83,7 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
         )
     elif host.settings.relay is not False:
         endpoint = relayed = _relayed(endpoint, destination, tokens, consent, host)
-        beside = relayed.run
+        ahead, beside = relayed.hand_over, relayed.run
     return _shared(
         endpoint,
         outages,
@@ -92,6 +92,7 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
         user_email=user_email,
         keeper=_spool_keeper(destination, host),
         parent=None,
+        ahead=ahead,
         beside=beside,
     )
 
@@ -207,6 +208,7 @@ def _shared(
     user_email: str,
     keeper: SpoolKeeper | None,
     parent: Parent | None,
+    ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None = None,
     beside: Callable[[], Awaitable[object]] | None = None,
 ) -> Shared:
     return Shared(
@@ -222,6 +224,7 @@ def _shared(
         environ=host.environ,
         has_own_transport=host.transport is not None,
         parent=parent,
+        ahead=ahead,
         beside=beside,
         version=text_of(host.version),
         user_email=user_email,

@@ -24,7 +24,7 @@ from trimaran._environment import Parent, with_parent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
-from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.batch import MOST_TOGETHER, Batch
 from trimaran._pipeline.batcher import batch_events
 from trimaran._pipeline.collector import ToolSequence, collect
 from trimaran._pipeline.inbox import Inbox
@@ -32,7 +32,7 @@ from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.sender import Sender
-from trimaran._pipeline.spooler import MOST_TOGETHER, MOST_WAITING, spool_batches
+from trimaran._pipeline.spooler import MOST_WAITING, spool_batches
 from trimaran._pipeline.wire import LONGEST_PARENT, Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
@@ -70,6 +70,7 @@ class LiveSession(Session):
         self._hooks = shared.hooks
         self._outages = shared.outages
         self._keeper = shared.keeper
+        self._ahead = shared.ahead
         self._budget = shared.budget
         self._wall_clock = shared.wall_clock
         self._now = trio.lowlevel.current_clock().current_time
@@ -94,6 +95,7 @@ class LiveSession(Session):
             diagnostics=shared.diagnostics,
             random=shared.random,
             wall_clock=shared.wall_clock,
+            ahead=shared.ahead,
         )
         self._wire_context = Context(
             session_id=context.session_id,
@@ -331,7 +333,7 @@ class LiveSession(Session):
         current.set(None)
         to_batcher, from_collector = trio.open_memory_channel[Chunk](0)
         to_sender, from_batcher = trio.open_memory_channel[Batch](
-            0 if self._keeper is None else MOST_TOGETHER
+            0 if self._keeper is None and self._ahead is None else MOST_TOGETHER
         )
         reason = DropReason.BUG
         try:
@@ -382,8 +384,7 @@ class LiveSession(Session):
     def forked(self) -> None:
         """This is a forked child's copy: it counts what is tracked, as closed, and no more.
 
-        Locks are made anew, since they may be held by threads that are not here; and nobody
-        calls the session's thread, which is the parent's.
+        Nobody calls the session's thread, which is the parent's.
         """
         self._thread = _NO_THREAD
         self._closed = self._is_finished = True
@@ -398,7 +399,6 @@ class LiveSession(Session):
         self._mailbox.end()
         self._inbox = Inbox(None, mailbox=self._mailbox, ledger=self.ledger, capacity=1)
         self._inbox.end()
-        self._tools.forked()
         self._children.forked()
 
     def _spooled(

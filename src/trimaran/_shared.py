@@ -6,7 +6,7 @@ Does not know: how the parts are made, what a session does with them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 import msgspec
@@ -20,6 +20,7 @@ from trimaran._hooks import Hooks
 from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
+from trimaran._transport import Request
 
 __all__ = ["SessionContext", "Shared"]
 
@@ -57,6 +58,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the host brought what sends."""
     parent: Parent | None
     """The process whose session this one takes part in, if it is not its own."""
+    ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None
+    """Hands several requests over at once, where there is somebody to take them."""
     beside: Callable[[], Awaitable[object]] | None
     """What runs beside the sessions, until the last one is over."""
     user_email: str

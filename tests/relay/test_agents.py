@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import trio
 
 import trimaran
 from conftest import LoopbackEndpoint, Received, Reply
+from trimaran._pipeline.batch import MOST_TOGETHER
 from trimaran._process import ProcessReceiveChannel, ProcessSendChannel, connect, listening
 from trimaran._relay import client as client_module
 from trimaran._relay.messages import (
@@ -41,6 +42,7 @@ from trimaran._relay.messages import (
     report_from,
 )
 from trimaran._relay.orders import Orders, orders_of
+from trimaran._relay.outlet import Outlet
 from trimaran._relay.place import RelayPlace
 from trimaran._relay.server import RelayServer
 from trimaran.testing import ScriptedTransport
@@ -717,3 +719,48 @@ async def test_a_forked_child_leaves_the_connection_to_its_parent(
 
     assert after.handed_over == 1
     await until(lambda: {e["session_id"] for e in endpoint.events} == {"before", "after"})
+
+
+async def test_what_waits_is_handed_over_together(
+    relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame, and a turn of the disk, for several batches; in their order."""
+    take, together = Outlet.take, []
+
+    async def noted(outlet: Outlet, agent: str, batches: Sequence[HandedBatch]) -> bool:
+        together.append(len(batches))
+        return await take(outlet, agent, batches)
+
+    monkeypatch.setattr(Outlet, "take", noted)
+    async with relayed.agent(endpoint.url, batch_events=1) as telemetry:
+        books = await say(telemetry, "s", 100)
+
+    assert (books.handed_over, books.batches, books.attempts) == (100, 100, 0)
+    assert sum(together) == 100
+    assert max(together) == MOST_TOGETHER
+    await until(lambda: len(endpoint.events) == 100)
+    assert [event["command_name"] for event in endpoint.events] == [*map(str, range(100))]
+
+
+async def test_what_is_not_taken_together_goes_out_in_order(
+    tmp_path: Path, nursery: trio.Nursery, endpoint: LoopbackEndpoint
+) -> None:
+    """One by one, by the agent itself."""
+    relayed = Relayed(tmp_path / "relay", nursery)
+    async with strange_relay(relayed.directory, lambda _data: NEWER):
+        async with relayed.agent(endpoint.url, batch_events=1) as telemetry:
+            books = await say(telemetry, "s", 50)
+
+    assert (books.delivered, books.handed_over, books.attempts) == (50, 0, 50)
+    assert [event["command_name"] for event in endpoint.events] == [*map(str, range(50))]
+
+
+async def test_consent_is_looked_at_before_several_are_handed_over(
+    relayed: Relayed, endpoint: LoopbackEndpoint
+) -> None:
+    """With a no, none of them is."""
+    async with relayed.agent(endpoint.url, consent=lambda: False, batch_events=1) as telemetry:
+        books = await say(telemetry, "s", 50)
+
+    assert books.dropped == {"consent_withdrawn": 50}
+    assert (await relayed.report()).agents == 0

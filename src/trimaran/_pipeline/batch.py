@@ -6,16 +6,22 @@ Does not know: how it was gathered, how it is sent, where it waits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
+import trio
 from msgspec.structs import replace
 
 from trimaran._pipeline import wire
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Flush
 
-__all__ = ["Batch", "KeptBatch"]
+__all__ = ["MOST_TOGETHER", "Batch", "KeptBatch", "ready"]
+
+MOST_TOGETHER = 16
+"""Batches of a session that are put on disk, or handed over, at once at most: a disk, and
+whoever waits for it, take as long for all of them as for one."""
 
 
 class KeptBatch:
@@ -25,7 +31,15 @@ class KeptBatch:
     happens to this process, they are not lost.
     """
 
-    __slots__ = ("events", "handed_by", "is_being_sent", "is_delivered", "is_on_disk", "ledger")
+    __slots__ = (
+        "events",
+        "handed_by",
+        "is_being_sent",
+        "is_delivered",
+        "is_on_disk",
+        "is_withdrawn",
+        "ledger",
+    )
 
     def __init__(self, ledger: Ledger, events: int, handed_by: str = "") -> None:
         self.ledger: Ledger = ledger
@@ -35,6 +49,8 @@ class KeptBatch:
         self.is_on_disk: bool = True
         self.is_being_sent: bool = False
         self.is_delivered: bool = False
+        self.is_withdrawn: bool = False
+        """Consent to it is gone: nothing of it may be sent from now on."""
         ledger.spooled += events
 
     def decided(self, count: int) -> None:
@@ -46,6 +62,7 @@ class KeptBatch:
     def evicted(self, reason: DropReason) -> None:
         """It had to leave the disk; unless it is being sent, that is its fate."""
         self.is_on_disk = False
+        self.is_withdrawn = reason is DropReason.CONSENT_WITHDRAWN
         self.ledger.spooled -= self.events
         if not self.is_being_sent:
             self.ledger.drop(reason, self.events)
@@ -96,3 +113,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
                 reports=self.reports - reports,
             ),
         )
+
+
+def ready(receive: trio.MemoryReceiveChannel[Batch], most: int) -> Iterator[Batch]:
+    """What can be had without waiting, up to *most*."""
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        for _ in range(most):
+            yield receive.receive_nowait()

@@ -74,7 +74,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     retries: int = 0
     """Requests that repeated one before."""
     loss_reports: int = 0
-    """Reports of losses that the endpoint confirmed; they are not events of the host."""
+    """Reports of losses that the endpoint confirmed, or a relay took; they are not events of
+    the host."""
     peak_waiting: int = 0
     """Most events that waited in the mailbox at once; choose ``mailbox_events`` by it."""
     from_children: int = 0

@@ -6,18 +6,17 @@ Does not know: how events were gathered, tokens, other sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 import msgspec
 import trio
 from msgspec.structs import replace
-from trio.abc import ReceiveChannel
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import WayOut
 from trimaran._pipeline import wire
-from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.batch import MOST_TOGETHER, Batch, ready
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
@@ -45,6 +44,8 @@ class Sender:
         diagnostics: where lasting trouble is told.
         random: where the jitter comes from.
         wall_clock: seconds since the epoch.
+        ahead: hands several requests over at once, and says whether that went well; if not,
+            they are sent one by one. None never does.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Sender:
         diagnostics: Diagnostics,
         random: Random,
         wall_clock: Callable[[], float],
+        ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._url = wire.endpoint_url(endpoint.url)
@@ -71,12 +73,13 @@ class Sender:
         self._diagnostics = diagnostics
         self._random = random
         self._wall_clock = wall_clock
+        self._ahead = ahead
         self.held_back_by: DropReason | None = None
         """Why the batch at hand is not taken, if it is more than a passing failure:
         what pends when time runs out is dropped for that reason."""
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, receive: ReceiveChannel[Batch]) -> None:
+    async def run(self, receive: trio.MemoryReceiveChannel[Batch]) -> None:
         """Send until the input ends; it is closed then.
 
         A cancel leaves open what became of the batch under way: the endpoint may have
@@ -84,9 +87,30 @@ class Sender:
         """
         async with receive:
             async for batch in receive:
-                await self._send(batch)
+                if self._ahead is None or not receive.statistics().current_buffer_used:
+                    await self._send(batch)
+                else:
+                    await self._send_together([batch, *ready(receive, MOST_TOGETHER - 1)])
                 # A session that waits for its next event keeps nothing of the last ones.
                 del batch
+
+    async def _send_together(self, batches: Sequence[Batch]) -> None:
+        """Hand over what is in memory alone, all at once; else send one after the other."""
+        requests = [
+            self._request_of(batch, batch.body)
+            for batch in batches
+            if batch.body is not None and batch.kept is None
+        ]
+        is_all = len(requests) == sum(batch.events > 0 for batch in batches)
+        if self._ahead is None or not is_all or not await self._ahead(requests):
+            for batch in batches:
+                await self._send(batch)
+            return
+        for batch in batches:
+            if batch.events:
+                await self._book(batch, arrived=self._delivered(batch, HANDED_OVER))
+            for flush in batch.flushes:
+                flush.reach()
 
     async def _send(self, batch: Batch) -> None:
         if batch.events:
@@ -107,7 +131,11 @@ class Sender:
         return await self._keeper.body_of(batch)
 
     async def _settle(self, batch: Batch, body: bytes) -> None:
-        if await self._deliver(batch, body):
+        await self._book(batch, arrived=await self._deliver(batch, body))
+
+    async def _book(self, batch: Batch, *, arrived: bool) -> None:
+        """The fate of *batch* is known; *arrived* says whether its reports did."""
+        if arrived:
             self._ledger.loss_reports += batch.reports
         else:
             self._ledger.give_back_losses(batch.losses)
@@ -122,18 +150,7 @@ class Sender:
 
     async def _deliver(self, batch: Batch, body: bytes) -> bool:
         """Try until the fate of every event is known; says whether all reports arrived."""
-        request = Request(
-            self._url,
-            {
-                "content-type": "application/json",
-                "user-agent": f"trimaran/{__version__}",
-                "idempotency-key": batch.key,
-                **wire.parent_headers(batch.parent_session_id),
-            },
-            body,
-            batch.events,
-            batch.reports,
-        )
+        request = self._request_of(batch, body)
         answer = await self._last_answer(request)
         if answer is DropReason.CONSENT_WITHDRAWN and self._keeper is not None:
             arrived = self._drop(batch, answer)
@@ -159,6 +176,20 @@ class Sender:
             return self._drop(batch, DropReason.TOO_LARGE)
         self._diagnostics.warn("telemetry rejected", status=answer.status)
         return self._drop(batch, DropReason.REJECTED)
+
+    def _request_of(self, batch: Batch, body: bytes) -> Request:
+        return Request(
+            self._url,
+            {
+                "content-type": "application/json",
+                "user-agent": f"trimaran/{__version__}",
+                "idempotency-key": batch.key,
+                **wire.parent_headers(batch.parent_session_id),
+            },
+            body,
+            batch.events,
+            batch.reports,
+        )
 
     async def _last_answer(self, request: Request) -> Answer | DropReason:
         """Try until an answer settles it, or give the reason to try no more."""

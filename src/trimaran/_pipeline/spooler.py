@@ -7,21 +7,16 @@ Does not know: sending, where the disk is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 
 import trio
 from msgspec.structs import replace
 
-from trimaran._pipeline.batch import Batch
+from trimaran._pipeline.batch import MOST_TOGETHER, Batch, ready
 from trimaran._pipeline.ledger import Ledger
 from trimaran._spool.keeper import SpoolKeeper
 
-__all__ = ["MOST_TOGETHER", "MOST_WAITING", "spool_batches"]
-
-MOST_TOGETHER = 16
-"""Batches of a session that are put at once at most: the disk, and a thread to wait for it,
-cost as much for all of them as for one."""
+__all__ = ["MOST_WAITING", "spool_batches"]
 
 MOST_WAITING = 10_000
 """Batches of a session that wait on disk at most before the batcher is held up. What is
@@ -58,13 +53,6 @@ async def spool_batches(
 
     async with receive, send:
         async for first in receive:
-            await spool([first, *_waiting(receive, MOST_TOGETHER - 1)])
+            await spool([first, *ready(receive, MOST_TOGETHER - 1)])
             # A session that waits for its next event keeps nothing of the last ones.
             del first
-
-
-def _waiting(receive: trio.MemoryReceiveChannel[Batch], most: int) -> Iterator[Batch]:
-    """What can be had without waiting, up to *most*."""
-    with suppress(trio.WouldBlock, trio.EndOfChannel):
-        for _ in range(most):
-            yield receive.receive_nowait()

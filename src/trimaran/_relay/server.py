@@ -361,7 +361,11 @@ class _Guest:
             return
 
         async def call(after: str | None) -> None:
-            with trio.move_on_after(_CALL_PATIENCE), suppress(trio.BrokenResourceError):
+            # When the agent goes, its line is closed under the hands of who calls.
+            with (
+                trio.move_on_after(_CALL_PATIENCE),
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
                 await line.ask(encoded(Call(after=after)))
 
         wallet.listen(self._agent, call)

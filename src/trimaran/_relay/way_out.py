@@ -7,7 +7,7 @@ Does not know: how a relay is reached, how an endpoint is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from trimaran._relay.messages import HandedBatch
 from trimaran._relay.orders import orders_of
 from trimaran._relay.place import RelayPlace, relay_of
 from trimaran._settings import Settings
-from trimaran._transport import HANDED_OVER, Answer, Request
+from trimaran._transport import HANDED_OVER, Answer, GivenUp, Request, TransportError
 
 __all__ = ["RelayedWayOut", "relayed"]
 
@@ -79,6 +79,18 @@ class RelayedWayOut:
     async def run(self) -> None:
         """Do what the relay wants of its agents, until cancelled."""
         await self._client.answer_calls()
+
+    async def hand_over(self, requests: Sequence[Request]) -> bool:
+        """Hand all of *requests* over, in one go; False if the relay does not have them all.
+
+        What is wrong is found out and told where they are attempted one by one.
+        """
+        try:
+            await self._consent.require()
+            await self._client.hand_over([_batch_of(request) for request in requests])
+        except (RelayUnavailable, GivenUp, TransportError):
+            return False
+        return True
 
     async def attempt(
         self, request: Request, *, is_repeated: bool, made: Callable[[], None]
