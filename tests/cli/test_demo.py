@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import trio
 from msgspec.structs import replace
 from rich.console import Console
 
-from trimaran import Statistics
+from trimaran import Settings, Statistics, open_telemetry
 from trimaran._environment import PARENT
 from trimaran.cli.demo import assignments, find_sources
-from trimaran.cli.demo_books import Entry, print_books
+from trimaran.cli.demo_books import Entry, entry_of, print_books
+from trimaran.cli.demo_relay import Network, stopped
 from trimaran.cli.demo_report import Helper, Report
 from trimaran.receiver import open_store
 
@@ -45,12 +46,20 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-def processes_of(place: Path) -> list[str]:
-    """The command lines that name something in *place*."""
-    listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, check=True)
-    return [
-        line for line in listed.stdout.decode(errors="replace").splitlines() if str(place) in line
-    ]
+async def left_in(place: Path) -> list[str]:
+    """The command lines that name something in *place*, of processes that do not end soon.
+
+    A relay has let go of all it has when it is stopped; Python takes a moment more to end.
+    """
+    found: list[str] = []
+    for _ in range(100):
+        listed = await trio.run_process(["ps", "-A", "-o", "args="], capture_stdout=True)
+        lines = listed.stdout.decode(errors="replace").splitlines()
+        found = [line for line in lines if str(place) in line]
+        if not found:
+            break
+        await trio.sleep(0.02)
+    return found
 
 
 async def stored_in(database: Path) -> list[StoredSession]:
@@ -116,7 +125,37 @@ async def test_agents_leave_at_once_by_way_of_a_relay(command: Command, place: P
     found = await stored_in(command.directory / "demo.sqlite")
     # The agent and its sub-agent, and those that left: but for the one that lost everything.
     assert len(found) == 2 + 3
-    assert processes_of(place) == []
+    assert await left_in(place) == []
+
+
+async def test_what_a_relay_has_is_delivered_before_it_is_stopped(
+    nursery: trio.Nursery, tmp_path: Path, place: Path
+) -> None:
+    """If there is a network by then: not only the batch that it was just trying to send."""
+    relay = str(place / "relay")
+    network = Network(nursery, tmp_path / "demo.sqlite")
+    await network.up()
+    await network.down()
+    async with stopped(relay):
+        async with (
+            open_telemetry(
+                "test",
+                environ={"TEST_TELEMETRY_URL": network.url},
+                settings=Settings(relay=relay),
+            ) as telemetry,
+            telemetry.session() as session,
+        ):
+            await session.flush()
+        books = session.statistics()
+        await network.up()
+
+    assert (books.tracked, books.handed_over, books.batches) == (2, 2, 2)
+    left = await entry_of(
+        1, Report(agent="writer", session_id=session.id, statistics=books), network.url
+    )
+    assert left.stored == 2
+    assert await left_in(place) == []
+    nursery.cancel_scope.cancel()
 
 
 async def test_serves_until_a_signal(command: Command) -> None:
@@ -152,7 +191,7 @@ async def test_a_signal_ends_agents_at_work(
     await running.says("agent 3: ")
     ended = await running.ends(number)
 
-    assert processes_of(place) == []
+    assert await left_in(place) == []
     assert (ended.status, ended.err) == (128 + number, "")
     assert "Look at" not in ended.out
     found = await stored_in(command.directory / "demo.sqlite")
@@ -167,7 +206,7 @@ async def test_agents_whose_demonstration_is_gone_end(command: Command, place: P
     # All of them have its standard error: it ends when the last of them has ended.
     ended = await running.ends(signal.SIGKILL)
 
-    assert processes_of(place) == []
+    assert await left_in(place) == []
     assert ended.status == -signal.SIGKILL
     assert "Traceback" not in ended.err
 
@@ -186,6 +225,7 @@ async def test_a_terminal_sees_the_agents_work(on_terminal: OnTerminal, command:
     assert status == 0
     assert "Traceback" not in terminal.shown
     assert "Delivered" in terminal.shown
+    assert "\N{BOX DRAWINGS LIGHT UP AND RIGHT} writer" in terminal.shown
     assert "\N{HORIZONTAL ELLIPSIS}" not in terminal.shown.split("Session")[-1]
 
 

@@ -50,10 +50,12 @@ async def run_agent(task: Assignment, url: str, heard: Callable[[Report], None])
 
 def settings_of(task: Assignment) -> Settings:
     """Those for agents that somebody watches."""
+    # Were the demonstration killed, its relay would soon have nothing left to stay for.
+    relay = Relay(directory=task.relay, idle_timeout=5.0, most_seconds=60.0)
     return Settings(
         flush_interval=0.5,  # seconds
         drain_timeout=task.drain_timeout,
-        relay=False if task.relay is None else Relay(directory=task.relay, idle_timeout=10.0),
+        relay=False if task.relay is None else relay,
     )
 
 
