@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 import trimaran
-from trimaran.otlp import LANGFUSE, OPENINFERENCE, PLAIN, Dialect, Kind, Shape
+from trimaran.otlp import LANGFUSE, MLFLOW, OPENINFERENCE, PLAIN, Dialect, Kind, Shape
 from trimaran.otlp.conventions import table_of
 from trimaran.otlp.json_form import traces
 from trimaran.otlp.spans import Begun, Body, Names, Origin, spans_of
@@ -26,7 +26,9 @@ SESSION = "ses_1"
 SPAN = "00000000000000a1"
 PARENT = "00000000000000b2"
 
-DIALECTS: Mapping[str, Dialect] = {each.name: each for each in (PLAIN, OPENINFERENCE, LANGFUSE)}
+DIALECTS: Mapping[str, Dialect] = {
+    each.name: each for each in (PLAIN, OPENINFERENCE, MLFLOW, LANGFUSE)
+}
 
 SHAPES = {
     "deployment": Shape(
@@ -141,7 +143,7 @@ def wire_form(event: trimaran.Event) -> dict[str, Any]:
 def rendered(name: str, dialect: Dialect) -> bytes:
     """One event's span, as a request in JSON."""
     body = Body(SESSION, NOW, [wire_form(EVENTS[name])], user_email="a@example.com", project_id="p")
-    names = Names(dialect, table_of(dialect, SHAPES), ("nightly",))
+    names = Names(dialect, table_of(dialect, SHAPES), ("nightly",), dialect.replaces_spans)
     start = wire_form(EVENTS["session_start"])
     begun = Begun((NOW - 5_000) * 1_000_000, start) if name == "session_end" else None
     spans = spans_of(body, Origin("key_1", "ses_0"), names, begun)

@@ -66,7 +66,7 @@ async def test_a_session_as_langfuse_takes_it(endpoint: LoopbackEndpoint) -> Non
         tags = attributes["langfuse.trace.tags"].array_value.values
         assert [tag.string_value for tag in tags] == ["nightly"]
     types = [attributes["langfuse.observation.type"].string_value for attributes in found]
-    assert types == ["agent", "event", "generation", "tool", "span", "event", "agent"]
+    assert types == ["event", "event", "generation", "tool", "span", "event", "agent"]
     usage = found[2]["langfuse.observation.usage_details"].string_value
     assert msgspec.json.decode(usage) == {
         "input": 10,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimaran._trace import trace_of
-from trimaran.otlp import LANGFUSE, OPENINFERENCE, PLAIN, Dialect, Shape
+from trimaran.otlp import LANGFUSE, MLFLOW, OPENINFERENCE, PLAIN, Dialect, Shape
 from trimaran.otlp.conventions import table_of
 from trimaran.otlp.spans import Begun, Body, Names, Origin, Span, begun_by, read_body, spans_of
 
@@ -116,12 +116,13 @@ def test_made_ids_are_those_of_the_batch_and_the_place() -> None:
     assert len({span.span_id for span in [*first, *other]}) == 400
 
 
-def test_the_root_goes_out_when_the_session_starts_and_again_when_it_ends() -> None:
+def test_an_open_root_goes_out_when_the_session_starts_and_again_when_it_ends() -> None:
     """The same span: same id, same start, same name. The end knows how it began."""
     start = {"type": "session_start", "timestamp": 1_000, "agent": "build", "model_id": "m"}
     begun = begun_by(Body("ses_1", 0, [start]))
-    [first] = spans(start)
-    [last] = spans({"type": "session_end", "timestamp": 3_001, "duration_ms": 2_000}, begun=begun)
+    end = {"type": "session_end", "timestamp": 3_001, "duration_ms": 2_000}
+    [first] = spans(start, with_open_root=True)
+    [last] = spans(end, begun=begun, with_open_root=True)
 
     assert (first.span_id, first.name, first.start) == (last.span_id, last.name, last.start)
     assert (first.name, first.end, last.end) == ("invoke_agent build", 1_000 * MS, 3_001 * MS)
@@ -139,11 +140,10 @@ def test_a_root_that_its_end_replaces_in_the_same_batch_goes_out_once() -> None:
     """Some systems take no id twice in one request."""
     events = [{"type": "session_start", "timestamp": 1}, {"type": "session_end", "timestamp": 2}]
 
-    assert [span.event for span in spans(*events)] == ["session_end"]
-    assert [span.event for span in spans(*events, with_both_roots=True)] == [
-        "session_start",
-        "session_end",
-    ]
+    once = spans(*events, with_open_root=True)
+    twice = spans(*events, with_open_root=True, with_both_roots=True)
+    assert [span.event for span in once] == ["session_end"]
+    assert [span.event for span in twice] == ["session_start", "session_end"]
 
 
 def test_without_an_open_root_the_start_is_a_span_of_its_own() -> None:
@@ -151,9 +151,9 @@ def test_without_an_open_root_the_start_is_a_span_of_its_own() -> None:
     [start, end] = spans(
         {"type": "session_start", "timestamp": 1, "agent": "build"},
         {"type": "session_end", "timestamp": 2},
-        with_open_root=False,
     )
 
+    assert (start.name, end.name) == ("session_start build", "invoke_agent")
     assert start.parent_span_id == end.span_id
     assert start.span_id != end.span_id
 
@@ -238,7 +238,8 @@ def test_counts_of_langfuse_exclude_each_other() -> None:
 @pytest.mark.parametrize("cost", [0, 0.0, -1, "1", None])
 def test_a_cost_that_is_not_known_is_not_told(cost: object) -> None:
     """0 is what nobody worked out: a system that knows prices may."""
-    for dialect, name in [(OPENINFERENCE, "llm.cost.total"), (LANGFUSE, "cost_details")]:
+    names = [(OPENINFERENCE, "llm.cost.total"), (LANGFUSE, "cost_details"), (MLFLOW, "llm.cost")]
+    for dialect, name in names:
         [span] = spans({"type": "generation", "cost": cost}, dialect=dialect)
         assert not [found for found in span.attributes if name in found]
 
@@ -316,7 +317,7 @@ KINDS = ["session_start", "session_end", "generation", "tool_call", "bridge_call
         ),
         max_size=3,
     ),
-    dialect=st.sampled_from([PLAIN, OPENINFERENCE, LANGFUSE]),
+    dialect=st.sampled_from([PLAIN, OPENINFERENCE, MLFLOW, LANGFUSE]),
 )
 def test_whatever_stands_in_an_event_becomes_a_span(
     events: list[dict[str, Any]], dialect: Dialect

@@ -22,7 +22,7 @@ MS = 1_000_000
 """Nanoseconds."""
 
 NAMES = {
-    "session_start": ("invoke_agent", "agent"),
+    "session_start": ("session_start", "agent"),
     "session_end": ("invoke_agent", "agent"),
     "generation": ("chat", "model_id"),
     "tool_call": ("execute_tool", "tool_name"),
@@ -45,8 +45,9 @@ class Deployment(trimaran.Event, frozen=True):
 class Recorder:
     """A transport that keeps what it passes on, and gives events their spans' ids."""
 
-    def __init__(self, inner: OtlpTransport) -> None:
+    def __init__(self, inner: OtlpTransport, *, roots: set[str]) -> None:
         self._inner = inner
+        self._roots = roots
         self.requests: list[trimaran.Request] = []
 
     async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
@@ -54,7 +55,7 @@ class Recorder:
         batch = msgspec.json.decode(request.body)
         generation = ""
         for index, event in enumerate(batch["events"]):
-            if event["type"] not in {"session_start", "session_end"}:
+            if event["type"] not in self._roots:
                 event["span_id"] = made_id(f"{event['session_id']} {request.headers} {index}")
             if event["type"] == "generation":
                 generation = event["span_id"]
@@ -69,13 +70,9 @@ class Recorder:
         await self._inner.aclose()
 
     def events(self) -> list[dict[str, Any]]:
-        """What was sent, as it was recorded; a root that is replaced at once is left out."""
-        found: list[dict[str, Any]] = []
-        for request in self.requests:
-            events = msgspec.json.decode(request.body)["events"]
-            ends = any(event["type"] == "session_end" for event in events)
-            found += [e for e in events if not (ends and e["type"] == "session_start")]
-        return found
+        """What was sent, as it was recorded."""
+        bodies = [msgspec.json.decode(request.body) for request in self.requests]
+        return [event for body in bodies for event in body["events"]]
 
 
 def made_id(text: str) -> str:
@@ -88,7 +85,10 @@ async def recording(
     url: str, **settings: Any
 ) -> AsyncIterator[tuple[trimaran.Telemetry, Recorder]]:
     """Telemetry that delivers to *url*, with time enough to do so."""
-    recorder = Recorder(OtlpTransport(OtlpSettings.from_environ({}, endpoint=url, **settings)))
+    transport = OtlpTransport(OtlpSettings.from_environ({}, endpoint=url, **settings))
+    is_open = settings.get("open_root") or settings.get("signal") == "logs"
+    roots = {"session_start", "session_end"} if is_open else {"session_end"}
+    recorder = Recorder(transport, roots=roots)
     async with trimaran.open_telemetry(
         "test",
         version="0.5.7",
@@ -127,8 +127,8 @@ def check(spans: list[ReadSpan], events: list[dict[str, Any]]) -> None:
     for span, event in zip(spans, events, strict=True):
         kind = event["type"]
         trace = trace_of(event["session_id"])
-        is_root = kind in {"session_start", "session_end"}
-        word, subject = NAMES[kind]
+        is_root = "span_id" not in event
+        word, subject = NAMES["session_end" if is_root else kind]
         said = event.get(subject, agents.get(event["session_id"], "build"))
         name = f"{word} {said if subject else ''}".strip()
         is_failed = kind == "error" or event.get("status") == "error"
@@ -209,8 +209,26 @@ async def test_log_records_arrive_whole(encoding: str, test_agent: TestAgent, to
 
 
 async def test_a_long_session_shows_while_it_runs(test_agent: TestAgent, token: str) -> None:
-    """Its root is there from the start, and once more, the same, at the end."""
+    """All of its spans but the root, which comes at the end."""
     async with recording(test_agent.url, headers={TOKEN: token}) as (telemetry, recorder):
+        async with telemetry.session(agent="build", session_id=f"long-{token}") as session:
+            await session.flush()
+            [started] = test_agent.spans(token)
+            record_everything(session)
+            await session.flush()
+            assert len(test_agent.spans(token)) == 10
+
+    spans = test_agent.spans(token)
+    check(spans, recorder.events())
+    assert started.name == "session_start build"
+    assert started.parent_span_id == spans[-1].span_id
+    assert started.start == spans[-1].start
+
+
+async def test_an_open_root_shows_while_its_session_runs(test_agent: TestAgent, token: str) -> None:
+    """It is there from the start, and once more, the same, at the end."""
+    sending = recording(test_agent.url, headers={TOKEN: token}, open_root=True)
+    async with sending as (telemetry, recorder):
         async with telemetry.session(agent="build", session_id=f"long-{token}") as session:
             await session.flush()
             [opened] = test_agent.spans(token)
@@ -256,7 +274,7 @@ async def test_a_session_of_10_000_events(test_agent: TestAgent, token: str) -> 
     assert session.statistics().delivered == 10_002
     spans = test_agent.spans(token)
     check(spans, recorder.events())
-    assert len({span.span_id for span in spans}) == 10_001
+    assert len({span.span_id for span in spans}) == 10_002
     total = sum(span.attributes.get("gen_ai.usage.input_tokens", 0) for span in spans)
     assert total == sum(range(2_500)) + 2_500 * 7
 
@@ -283,11 +301,11 @@ async def test_200_sessions_at_once(test_agent: TestAgent, token: str) -> None:
         trace = trace_of(f"{token}-{number}")
         own = [span for span in spans if span.trace_id == trace.trace_id]
         ids = Counter(span.span_id for span in own)
-        assert ids.pop(trace.span_id) in {1, 2}
         assert set(ids.values()) == {1}
-        assert len(ids) == 20
+        assert len(ids) == 22
         assert {span.attributes["session.id"] for span in own} == {f"{token}-{number}"}
-        names = {f"invoke_agent agent-{number}", f"chat m-{number}", f"execute_tool tool-{number}"}
+        names = {f"{word} agent-{number}" for word in ("session_start", "invoke_agent")}
+        names |= {f"chat m-{number}", f"execute_tool tool-{number}"}
         assert {span.name for span in own} == names
         assert all(
             span.end == events[span.span_id]["timestamp"] * MS

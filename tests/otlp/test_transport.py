@@ -23,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ReadSpan
 
 import trimaran
 from conftest import LoopbackEndpoint, Received
-from trimaran.otlp import OtlpSettings, OtlpTransport
+from trimaran.otlp import MLFLOW, OtlpSettings, OtlpTransport
 from trimaran.otlp.transport import _MOST_SESSIONS
 
 Open = Callable[..., OtlpTransport]
@@ -160,7 +160,7 @@ async def test_the_end_of_a_session_knows_how_it_began(
     opened: Open, endpoint: LoopbackEndpoint
 ) -> None:
     """Though that was in an earlier batch."""
-    transport = opened()
+    transport = opened(dialect=MLFLOW)
     start = {"type": "session_start", "timestamp": 1_000, "agent": "build"}
 
     await transport.attempt(batch(start))

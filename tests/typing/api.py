@@ -119,7 +119,11 @@ over_otlp: list[trimaran.Transport] = [
     trimaran.langfuse.langfuse_transport(environ={}),
     trimaran.otlp.OtlpTransport(trimaran.langfuse.langfuse_settings(tags=["nightly"])),
 ]
-dialects: list[trimaran.otlp.Dialect] = [trimaran.otlp.LANGFUSE, trimaran.otlp.OPENINFERENCE]
+dialects: list[trimaran.otlp.Dialect] = [
+    trimaran.otlp.LANGFUSE,
+    trimaran.otlp.MLFLOW,
+    trimaran.otlp.OPENINFERENCE,
+]
 assert_type(trimaran.otlp.MAPPING_VERSION, str)
 
 

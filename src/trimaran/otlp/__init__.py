@@ -7,6 +7,7 @@ No part of OpenTelemetry's SDK is imported, and none of its global state is touc
 from trimaran.otlp.conventions import (
     LANGFUSE,
     MAPPING_VERSION,
+    MLFLOW,
     OPENINFERENCE,
     PLAIN,
     Dialect,
@@ -19,6 +20,7 @@ from trimaran.otlp.transport import OtlpTransport
 __all__ = [
     "LANGFUSE",
     "MAPPING_VERSION",
+    "MLFLOW",
     "OPENINFERENCE",
     "PLAIN",
     "Dialect",

@@ -30,6 +30,7 @@ import msgspec
 __all__ = [
     "LANGFUSE",
     "MAPPING_VERSION",
+    "MLFLOW",
     "OPENINFERENCE",
     "OTHER",
     "PLAIN",
@@ -126,6 +127,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """The same for all other types."""
     trace_name: str = ""
     """The attribute of a root with the name of the whole."""
+    replaces_spans: bool = False
+    """Whether a span that comes again under its id takes the place of the first."""
     longest_id: int | None = None
     """Characters of ASCII that ids of sessions and users, and tags, may have; None for any."""
 
@@ -241,6 +244,14 @@ def _openinference_usage(event: Fields) -> Iterable[Attribute]:
         yield "llm.cost.total", cost
 
 
+def _mlflow_cost(event: Fields) -> Iterable[Attribute]:
+    """Else it is worked out there, by its own prices; it reads all attributes as JSON."""
+    cost = cost_of(event)
+    if cost is not None:
+        told = {"input_cost": 0.0, "output_cost": 0.0, "total_cost": cost}
+        yield "mlflow.llm.cost", msgspec.json.encode(told).decode()
+
+
 def _langfuse_usage(event: Fields) -> Iterable[Attribute]:
     """Given whole, so that nothing is worked out from other attributes there."""
     counts = counts_of(event)
@@ -270,12 +281,9 @@ _MODEL = {
 _ROOT = {**_MODEL, "gen_ai.agent.name": "agent"}
 
 _OPENTELEMETRY: Table = {
+    # Where it is a span of its own; else it is the root, as its end is.
     "session_start": Shape(
-        name="invoke_agent",
-        subject="agent",
-        always={"gen_ai.operation.name": "invoke_agent"},
-        fields=_ROOT,
-        own=("project_id",),
+        name="session_start", subject="agent", fields=_ROOT, own=("project_id",)
     ),
     "session_end": Shape(
         name="invoke_agent",
@@ -337,7 +345,6 @@ PLAIN = Dialect(name="plain")
 OPENINFERENCE = Dialect(
     name="openinference",
     columns={
-        "session_start": Columns({"openinference.span.kind": "AGENT"}, {"agent.name": "agent"}),
         "session_end": Columns({"openinference.span.kind": "AGENT"}, {"agent.name": "agent"}),
         "generation": Columns(
             {"openinference.span.kind": "LLM"},
@@ -348,7 +355,20 @@ OPENINFERENCE = Dialect(
     },
     other=Columns({"openinference.span.kind": "CHAIN"}),
 )
-"""For Phoenix; MLflow and collectors leave alone what they do not know."""
+"""For Phoenix; others leave alone what they do not know."""
+
+MLFLOW = msgspec.structs.replace(
+    OPENINFERENCE,
+    name="mlflow",
+    columns={
+        **OPENINFERENCE.columns,
+        "generation": msgspec.structs.replace(
+            OPENINFERENCE.columns["generation"], computed=_mlflow_cost
+        ),
+    },
+    replaces_spans=True,
+)
+"""For MLflow, which reads usage by OpenTelemetry's names, and kinds by OpenInference's."""
 
 LANGFUSE = Dialect(
     name="langfuse",
@@ -357,7 +377,7 @@ LANGFUSE = Dialect(
     session=("session.id", "gen_ai.conversation.id"),
     tags="langfuse.trace.tags",
     columns={
-        "session_start": Columns({"langfuse.observation.type": "agent"}),
+        "session_start": Columns({"langfuse.observation.type": "event"}),
         "session_end": Columns({"langfuse.observation.type": "agent"}),
         "generation": Columns(
             {"langfuse.observation.type": "generation"},

@@ -80,10 +80,10 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
     shapes: Mapping[str, Shape] = {}
     """What events of the host's own become, by their ``type``; those that are not here become
     spans with all their plain fields."""
-    open_root: bool = True
-    """Whether a session's root goes out when it starts, and again when it ends, under the
-    same id. False for systems that keep both: the start is a span of its own then, and the
-    root comes at the end alone."""
+    open_root: bool | None = None
+    """Whether a session's root goes out when it starts, and again, under the same id, when it
+    ends. None for where that is known to replace the first; elsewhere the first one stays, or
+    both do. False makes the start a span of its own, and the root comes at the end alone."""
     problems: tuple[str, ...] = ()
     """What was wrong with variables that were left out."""
 

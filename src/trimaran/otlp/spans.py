@@ -9,10 +9,10 @@ more, ``span_id`` and ``parent_span_id``; without them its id is made of the bat
 its place there, and it stands below the session's root.
 
 A span goes out when it is over, and cannot be changed then. So an error, which comes after,
-is a span without length below what it belongs to; and the root goes out twice, as soon as
-the session starts and again, under the same id, when it ends: what comes of a session that
-dies stands below something, and a long one shows while it runs. Where a destination counts
-spans rather than keeping one for each id, the first of the two is a span of its own.
+is a span without length below what it belongs to. The root comes at the end, and the start is
+a span of its own before; but where a destination lets a span take the place of an earlier one
+under the same id, the root goes out twice, as soon as the session starts and again when it
+ends: what comes of a session that dies stands below something then.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Names(msgspec.Struct, frozen=True):
     """All names, by type of event."""
     tags: tuple[str, ...] = ()
     """What every span is marked with."""
-    with_open_root: bool = True
+    with_open_root: bool = False
     """Whether a session's start is its root, to be replaced at its end; else it is a span of
     its own, and the root comes at the end alone."""
     with_both_roots: bool = False
@@ -250,7 +250,7 @@ class _Mapping:
             "project_id": self._body.project_id,
         }
         start = time - _duration(event, time) if begun is None else min(begun.time, time)
-        shape = self._table[kind]
+        shape = self._table["session_end"]
         name = _name(shape, kind, known)
         attributes = self._attributes(shape, known)
         if self._dialect.trace_name:

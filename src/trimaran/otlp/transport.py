@@ -87,7 +87,7 @@ class OtlpTransport:
             settings.dialect,
             table_of(settings.dialect, settings.shapes),
             settings.tags,
-            settings.open_root or settings.signal == "logs",
+            settings.signal == "logs" or _is_root_open(settings),
             settings.signal == "logs",
         )
         self._begun: OrderedDict[str, Begun] = OrderedDict()
@@ -202,6 +202,12 @@ class OtlpTransport:
             http, self._http = self._http, None
             await http.aclose()
         await trio.lowlevel.checkpoint()
+
+
+def _is_root_open(settings: OtlpSettings) -> bool:
+    if settings.open_root is None:
+        return settings.dialect.replaces_spans
+    return settings.open_root
 
 
 def _http_transport(settings: OtlpSettings, max_connections: int) -> Transport:
