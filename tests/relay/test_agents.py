@@ -764,3 +764,73 @@ async def test_consent_is_looked_at_before_several_are_handed_over(
 
     assert books.dropped == {"consent_withdrawn": 50}
     assert (await relayed.report()).agents == 0
+
+
+async def test_consent_is_withdrawn_though_no_relay_hears_it(
+    relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay is gone and no other can be started: nothing more goes out, and it is said."""
+    monkeypatch.setattr("trimaran._relay.way_out.launch", lambda _orders: False)
+    monkeypatch.setattr(client_module, "PATIENCE", 0.1)
+    endpoint.always(503)
+    is_given = True
+    problems: Problems = []
+    async with relayed.agent(
+        endpoint.url, consent=lambda: is_given, problems=problems
+    ) as telemetry:
+        await say(telemetry, "told")
+        await relayed.kill()
+        is_given = False
+        books = await say(telemetry, "not any more")
+
+    assert books.dropped == {"consent_withdrawn": 1}
+    assert [problem.name for problem in problems] == ["telemetry relay not emptied"]
+
+
+async def test_withdrawn_consent_reaches_the_next_relay(
+    relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that had the batches was killed; the one that took them over removes them."""
+    monkeypatch.setattr("trimaran._relay.way_out.launch", lambda _orders: False)
+    endpoint.always(503)
+    is_given = True
+    async with relayed.agent(endpoint.url, consent=lambda: is_given) as telemetry:
+        await say(telemetry, "told")
+        await relayed.kill()
+        await relayed.start()
+        is_given = False
+        await say(telemetry, "not any more")
+
+        (outlet,) = (await relayed.report()).outlets
+        assert outlet.dropped in ({"consent_withdrawn": 1}, {})  # {}: it is under way
+        for file in relayed.directory.iterdir():
+            if file.is_file():
+                assert b"told" not in file.read_bytes()
+
+
+class Switching(Login):
+    """Somebody else logs in: the next token is of another account."""
+
+    async def token(self, *, refresh: bool) -> str | None:
+        if refresh:
+            self._account = trimaran.Account(self._account.url, "eve@x.test")
+        return await super().token(refresh=refresh)
+
+
+async def test_the_token_of_somebody_else_is_not_given_away(
+    relayed: Relayed, endpoint: LoopbackEndpoint
+) -> None:
+    """The relay asks for another token, and whose the new one is has changed: it gets none,
+    and the batches wait.
+    """
+    endpoint.rule = only("eves")
+    login = Switching(endpoint.url, "ann@x.test", ["anns", "eves"])
+    async with relayed.agent(endpoint.url, login) as telemetry:
+        await say(telemetry, "s")
+        await until(lambda: login.refreshes > 0)
+        await trio.sleep(0.1)
+
+        (outlet,) = (await relayed.report()).outlets
+        assert (outlet.waiting, outlet.waits_for_token) == (1, True)
+
+    assert {r.headers["authorization"] for r in endpoint.requests} == {"Bearer anns"}
