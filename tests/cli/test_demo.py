@@ -229,6 +229,21 @@ async def test_a_terminal_sees_the_agents_work(on_terminal: OnTerminal, command:
     assert "\N{HORIZONTAL ELLIPSIS}" not in terminal.shown.split("Session")[-1]
 
 
+async def test_ctrl_c_on_a_terminal_is_for_one_process(
+    on_terminal: OnTerminal, command: Command
+) -> None:
+    """Which ends the others in order, also those that have only just begun."""
+    tree = make_tree(command.directory, 4)
+
+    async with on_terminal("demo", tree, "--sessions", 4) as terminal:
+        await terminal.says("starts")
+        await terminal.types("\x03")
+        status = await terminal.ends()
+
+    assert status == 128 + signal.SIGINT
+    assert "Traceback" not in terminal.shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "message"),
     [
