@@ -46,7 +46,7 @@ __all__ = [
     "value_of",
 ]
 
-MAPPING_VERSION = "2026-11"
+MAPPING_VERSION: str = "2026-11"
 """The name of this table. It changes with any name in it, and goes out with every span."""
 
 Value: TypeAlias = str | bool | int | float | tuple[str, ...]
