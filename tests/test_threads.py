@@ -197,7 +197,7 @@ def test_threads_of_many_sessions_keep_to_themselves() -> None:
 def test_events_around_the_end_are_delivered_or_closed() -> None:
     """Threads that go on while the telemetry ends: each event has one fate, and none hangs."""
     capture = Capture()
-    settings = trimaran.Settings(mailbox_events=1_000_000, drain_timeout=20, strict=True)
+    settings = trimaran.Settings(drain_timeout=20, strict=True)
     tracked: list[int] = []
     stop = threading.Event()
     with (
@@ -228,7 +228,8 @@ def test_events_around_the_end_are_delivered_or_closed() -> None:
 
     books = session.statistics()
     assert books.tracked == sum(tracked) + 2
-    assert set(books.dropped) == {"closed"}
+    assert "closed" in books.dropped
+    assert books.dropped.keys() <= {"closed", "mailbox_full"}
     assert books.pending == 0
     assert books.delivered + books.loss_reports == len(capture.events())
 
@@ -394,16 +395,16 @@ def test_one_call_is_enough_for_many_events() -> None:
 
 
 def test_ctrl_c_in_the_middle_leaves_no_event_that_nobody_comes_for() -> None:
-    """It falls where the event is not there yet; the next one calls again."""
+    """It falls where the event is there and the call is not out; the next one calls again."""
     token = CountingToken()
     inbox, ledger = inbox_of(token)
     token.interrupted = True
     with pytest.raises(KeyboardInterrupt):
         inbox.put(Mark(), 0.0)
-    assert inbox.statistics().tracked == 0
+    assert inbox.statistics().tracked == 1
 
     token.interrupted = False
     inbox.put(Mark(), 0.0)
     assert len(token.calls) == 2
     token.calls.pop()()
-    assert ledger.tracked == 1
+    assert ledger.tracked == 2

@@ -7,7 +7,7 @@ Does not know: batches, sending, the session itself.
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -36,24 +36,24 @@ ordinary events takes, and little enough that large ones do not hold up the agen
 class ToolSequence:
     """Numbers a session's tool calls from 0, in the order in which they began.
 
-    Safe to use from any thread.
+    Safe to use from any thread. There is no lock: a finalizer, which may run at any moment,
+    could begin a call of its own within it.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._next = 0
-        self._previous: str | None = None
+        self._numbers = itertools.count()
+        self._names: dict[int, str] = {}
+        """The tools of the last two calls, by number."""
 
     def begin(self, tool_name: str) -> tuple[int, str | None]:
-        """The index of the call that begins now, and the tool called before it."""
-        with self._lock:
-            index, previous = self._next, self._previous
-            self._next, self._previous = index + 1, tool_name
-        return index, previous
+        """The index of the call that begins now, and the tool called before it.
 
-    def forked(self) -> None:
-        """This is a forked child's copy: the lock may be held by a thread that is not here."""
-        self._lock = threading.Lock()
+        None as well, should that one be beginning in another thread at this very moment.
+        """
+        index = next(self._numbers)
+        self._names[index] = tool_name
+        self._names.pop(index - 2, None)
+        return index, self._names.get(index - 1)
 
 
 class Totals:

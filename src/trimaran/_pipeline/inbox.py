@@ -3,13 +3,14 @@
 In: events, from any thread. Out: the same events, in the mailbox.
 Does not know: stages.
 
-The session's thread holds the lock only while it moves events over, and no thread
-waits for anything else with it, so nobody is held up for longer than that.
+There is no lock. A finalizer or a signal handler may run at any moment, and any code of the
+host's in it: were a lock of ours held then, and one of the host's waited for, two threads
+could wait for each other. What threads do here at the same time is done in single steps of a
+deque, which nobody can come between.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from types import MappingProxyType
 
@@ -22,9 +23,15 @@ from trimaran._pipeline.mailbox import Mailbox
 
 __all__ = ["Inbox"]
 
+_MOST_AT_ONCE = 1_000
+"""Events that are moved over in one go while the session's thread has other things to do."""
+
+_MOST_REFUSALS = 1_000
+"""Refusals that are noted one by one before they are summed up."""
+
 
 class Inbox:
-    """Bounded; what it has to refuse is counted.
+    """Bounded, give or take one for each thread; what it has to refuse is counted.
 
     Args:
         token: of the session's trio run; None where there is nobody to call.
@@ -45,77 +52,120 @@ class Inbox:
         self._mailbox = mailbox
         self._ledger = ledger
         self._capacity = capacity
-        # Reentrant: a finalizer that logs may run while this very thread holds it.
-        self._lock = threading.RLock()
         self._events: deque[tuple[Event, float]] = deque()
-        self._refused: dict[DropReason, int] = {}
+        self._refused: deque[tuple[DropReason, int]] = deque()
+        """What was refused and is in no book yet; each is in one place, or in a thread's hand."""
+        self._is_called = False
+        """Whether somebody comes for what is here. Down before anything is taken, and up only
+        after something was left, so that what was left is never overlooked."""
         self._ended = False
 
     def put(self, event: Event, time: float) -> None:
         """Leave *event*, tracked at *time* (since the epoch); from any thread, never raises."""
-        with self._lock:
-            # Who finds something here finds that the call for it is out: each costs a thread
-            # three times what leaving the event does. It comes first, so that an exception in
-            # between, a Ctrl-C say, leaves nothing that nobody comes for.
-            if not self._events and not self._refused:
-                self._call_for_events()
-            if self._ended:
-                self._refuse(DropReason.CLOSED)
-            elif len(self._events) >= self._capacity:
-                self._refuse(DropReason.MAILBOX_FULL)
-            else:
-                self._events.append((event, time))
+        if self._ended:
+            self._refuse(DropReason.CLOSED)
+        elif len(self._events) >= self._capacity:
+            self._refuse(DropReason.MAILBOX_FULL)
+        else:
+            self._events.append((event, time))
+            if self._ended:  # meanwhile
+                self._close_out()
+        self._call_for_events()
 
     def lose(self, reason: DropReason) -> None:
         """Count an event that could not be left here; from any thread, never raises."""
-        with self._lock:
-            if not self._events and not self._refused:  # as in put()
-                self._call_for_events()
-            self._refuse(reason)
+        self._refuse(reason)
+        self._call_for_events()
 
     def _call_for_events(self) -> None:
-        if self._token is None:
+        """Have the session's thread come, unless it comes already: a call costs a thread three
+        times what leaving an event does.
+        """
+        if self._is_called or self._token is None:
             return
         try:
-            self._token.run_sync_soon(self.empty, idempotent=True)
+            self._is_called = True
+            self._token.run_sync_soon(self._come, idempotent=True)
         except trio.RunFinishedError:
             self.end()
+        except BaseException:
+            self._is_called = False  # a Ctrl-C, say, came between
+            raise
 
     def _refuse(self, reason: DropReason) -> None:
-        self._refused[reason] = self._refused.get(reason, 0) + 1
+        self._refused.append((reason, 1))
+        if len(self._refused) > _MOST_REFUSALS:
+            self._refused.extend(self._take_refused().items())
+
+    def _take_refused(self) -> dict[DropReason, int]:
+        counts: dict[DropReason, int] = {}
+        for _ in range(len(self._refused)):
+            try:
+                reason, count = self._refused.popleft()
+            except IndexError:  # another thread was faster
+                break
+            counts[reason] = counts.get(reason, 0) + count
+        return counts
+
+    def _come(self) -> None:
+        """Move some of it over, and come again if there is more: others want a turn."""
+        self._is_called = False
+        self._move(min(len(self._events), _MOST_AT_ONCE))
+        if self._events:
+            self._call_for_events()
 
     def empty(self) -> None:
-        """Move everything into the mailbox and the books; on the session's thread."""
-        with self._lock:
-            while self._events:
+        """Move everything into the mailbox and the books; on the session's thread.
+
+        What threads leave meanwhile is moved later, or they could hold that thread up for ever.
+        """
+        self._is_called = False
+        self._move(len(self._events))
+        if self._events:
+            self._call_for_events()
+
+    def _move(self, most: int) -> None:
+        for _ in range(most):
+            try:
                 event, time = self._events.popleft()
-                try:
-                    self._mailbox.put(event, time)
-                except Exception:  # noqa: BLE001 - raised here, it would end the whole trio run
-                    self._ledger.drop(DropReason.BUG)
-            while self._refused:
-                reason, count = self._refused.popitem()
-                self._ledger.track(count)
-                self._ledger.drop(reason, count)
+            except IndexError:  # closed out meanwhile
+                break
+            try:
+                self._mailbox.put(event, time)
+            except Exception:  # noqa: BLE001 - raised here, it would end the whole trio run
+                self._ledger.drop(DropReason.BUG)
+        for reason, count in self._take_refused().items():
+            self._ledger.track(count)
+            self._ledger.drop(reason, count)
 
     def end(self) -> None:
         """Take nothing more; what is still here is closed out."""
-        with self._lock:
-            self._ended = True
-            while self._events:
+        self._ended = True
+        self._close_out()
+
+    def _close_out(self) -> None:
+        while True:
+            try:
                 self._events.popleft()
-                self._refuse(DropReason.CLOSED)
+            except IndexError:
+                return
+            self._refuse(DropReason.CLOSED)
 
     def counts(self) -> tuple[int, dict[DropReason, int]]:
         """Events that wait here, and events refused here that no book has yet, by reason."""
-        with self._lock:
-            return len(self._events), dict(self._refused)
+        waiting = len(self._events)
+        refused: dict[DropReason, int] = {}
+        for reason, count in self._refused.copy():  # in one step
+            refused[reason] = refused.get(reason, 0) + count
+        return waiting, refused
 
     def statistics(self) -> Statistics:
-        """The books, and what waits or was refused here and is in no book yet; from any thread."""
-        with self._lock:  # nothing moves over meanwhile, to be counted twice
-            books = self._ledger.statistics()
-            waiting, refused = self.counts()
+        """The books, and what waits or was refused here and is in no book yet; from any thread.
+
+        What is just moving over may be left out by another thread, and is never counted twice.
+        """
+        books = self._ledger.statistics()
+        waiting, refused = self.counts()
         dropped = dict(books.dropped)
         for reason, count in refused.items():
             dropped[reason] = dropped.get(reason, 0) + count
