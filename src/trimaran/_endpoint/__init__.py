@@ -159,7 +159,7 @@ class Endpoint:
         Args:
             request: what to post, without credentials.
             is_repeated: whether it was tried before, and so draws on the retry budget.
-            made: told of every request that is really made.
+            made: told of every request, right before it is made; may raise :class:`GivenUp`.
 
         Raises:
             TransportError: there is no answer, within ``request_timeout`` seconds.

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import WayOut
 from trimaran._pipeline import wire
-from trimaran._pipeline.batch import MOST_TOGETHER, Batch, ready
+from trimaran._pipeline.batch import MOST_TOGETHER, Batch, KeptBatch, ready
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
 from trimaran._settings import Settings
@@ -151,10 +151,11 @@ class Sender:
     async def _deliver(self, batch: Batch, body: bytes) -> bool:
         """Try until the fate of every event is known; says whether all reports arrived."""
         request = self._request_of(batch, body)
-        answer = await self._last_answer(request)
+        answer = await self._last_answer(request, batch.kept)
         if answer is DropReason.CONSENT_WITHDRAWN and self._keeper is not None:
             arrived = self._drop(batch, answer)
-            await self._keeper.withdraw()
+            if batch.kept is None or not batch.kept.is_withdrawn:
+                await self._keeper.withdraw()
             return arrived
         if isinstance(answer, DropReason):
             return self._drop(batch, answer)
@@ -191,8 +192,15 @@ class Sender:
             batch.reports,
         )
 
-    async def _last_answer(self, request: Request) -> Answer | DropReason:
+    async def _last_answer(self, request: Request, kept: KeptBatch | None) -> Answer | DropReason:
         """Try until an answer settles it, or give the reason to try no more."""
+
+        def made() -> None:
+            # On the disk of a relay it is an agent that gave its consent, and takes it back.
+            if kept is not None and kept.is_withdrawn:
+                raise GivenUp(DropReason.CONSENT_WITHDRAWN)
+            self._count_attempt()
+
         self._is_repetition = False
         give_up_at = trio.current_time() + self._settings.retry_timeout
         answer = _NO_ANSWER
@@ -200,7 +208,7 @@ class Sender:
         while True:
             with trio.move_on_at(give_up_at) as in_time:
                 try:
-                    answer = await self._attempt(request, is_repeated=failures > 0)
+                    answer = await self._attempt(request, is_repeated=failures > 0, made=made)
                 except GivenUp as given_up:
                     return given_up.reason
             if not in_time.cancelled_caught:
@@ -221,12 +229,12 @@ class Sender:
             return first, second
         return await self._keeper.split(batch, first, second)
 
-    async def _attempt(self, request: Request, *, is_repeated: bool) -> Answer:
+    async def _attempt(
+        self, request: Request, *, is_repeated: bool, made: Callable[[], None]
+    ) -> Answer:
         """One attempt; no answer at all is an answer of status 0."""
         try:
-            return await self._endpoint.attempt(
-                request, is_repeated=is_repeated, made=self._count_attempt
-            )
+            return await self._endpoint.attempt(request, is_repeated=is_repeated, made=made)
         except TransportError as error:
             self._diagnostics.warn("telemetry endpoint not reached", error=str(error))
             return _NO_ANSWER

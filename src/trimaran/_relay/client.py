@@ -147,7 +147,10 @@ class RelayClient:
         while True:
             await self._connected.wait()
             channel, self._connected = self._channel, trio.Event()
-            with suppress(ProcessError, trio.BrokenResourceError, MessageError):
+            # A channel that did not answer in time is closed under the hands of who speaks.
+            with suppress(
+                ProcessError, trio.BrokenResourceError, trio.ClosedResourceError, MessageError
+            ):
                 if channel is not None and (address := self._place.address()) is not None:
                     await self._listen(await connect(address), channel)
 
