@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from base64 import b64decode
 from collections.abc import Iterator
@@ -131,6 +132,9 @@ def running_collector(agent: TestAgent, token: str) -> Iterator[str]:
 def running(command: list[str], port: int) -> Iterator[None]:
     """A program that runs while the block does, which begins when it listens at *port*."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "ROTEL_"))}
+    # The collector looks for the library of the Python that it was installed for.
+    libraries = sysconfig.get_config_var("LIBDIR")
+    environ["LD_LIBRARY_PATH"] = f"{libraries}{os.pathsep}{environ.get('LD_LIBRARY_PATH', '')}"
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ
     ) as process:
