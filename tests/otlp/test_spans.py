@@ -175,6 +175,15 @@ def test_an_error_is_a_span_with_an_exception() -> None:
     assert error.start == error.end == 7 * MS
 
 
+def test_an_event_without_a_time_happened_when_it_was_sent() -> None:
+    """And at the epoch, where that is no time either."""
+    [untimed] = spans({"type": "command", "timestamp": "now"})
+    body = Body("s", -1, [{"type": "command", "timestamp": 2**60}])
+    [lost] = spans_of(body, Origin(), Names(PLAIN, table_of(PLAIN, {})))
+
+    assert (untimed.end, lost.end) == (9_000 * MS, 0)
+
+
 def test_a_cancelled_call_is_no_error() -> None:
     """Its text is ``cancelled``, its status success."""
     [tool] = spans({"type": "tool_call", "status": "success", "error": "cancelled"})
@@ -201,6 +210,14 @@ def test_counts_of_opentelemetry_are_inclusive(tokens: object, expected: object)
 
     counts = (found("gen_ai.usage.input_tokens"), found("gen_ai.usage.output_tokens"))
     assert counts == ((None, None) if expected is None else expected)
+
+
+def test_counts_of_openinference_have_only_parts_that_there_are() -> None:
+    """As of a call without a cache, by a model that does not reason."""
+    [span] = spans({"type": "generation", "tokens": {"input": 10, "output": 3}})
+
+    found = [name for name in span.attributes if name.startswith("llm.token_count.")]
+    assert found == [f"llm.token_count.{name}" for name in ("prompt", "completion", "total")]
 
 
 def test_counts_of_openinference_are_inclusive() -> None:
@@ -334,7 +351,17 @@ def test_whatever_stands_in_an_event_becomes_a_span(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"session_id":1}', b"\xff", b"[" * 100_000, b'{"events":[1]}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"session_id":1}',
+        b"\xff",
+        b'{"session_id":"\xff","timestamp":1,"events":[]}',
+        b"[" * 100_000,
+        b'{"events":[1]}',
+    ],
 )
 def test_what_is_no_batch_is_one_error(body: bytes) -> None:
     """However it is wrong."""

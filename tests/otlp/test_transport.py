@@ -306,6 +306,17 @@ async def test_a_request_that_takes_too_long_is_an_error(
     assert (await opened().attempt(batch())).status == 200
 
 
+async def test_a_server_that_is_not_there_is_an_error(opened: Open) -> None:
+    """Of the kind that the sender waits out; nothing is said of certificates."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+
+    with pytest.raises(trimaran.TransportError, match="ConnectError") as caught:
+        await opened(endpoint=f"http://127.0.0.1:{port}").attempt(batch())
+    assert "CERTIFICATE" not in str(caught.value)
+
+
 async def test_many_attempts_open_one_client(opened: Open, endpoint: LoopbackEndpoint) -> None:
     """It reads certificates, which takes a while: once for all of them."""
     transport = opened()
