@@ -88,7 +88,7 @@ def demo(path: str | None, **options: Unpack[Options]) -> int:
       trimaran demo --relay
       trimaran demo --exit && echo fine
 
-    Ctrl-C ends it. Exit status: 0 if every event in a ledger is in the receiver's store.
+    Ctrl-C ends it. Exit status: 0 if all ledgers add up, and the receiver stored as much.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
     return run_interruptible(partial(_demo, path=path, options=options))
 
