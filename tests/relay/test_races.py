@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import trio
 
 from conftest import LoopbackEndpoint, Reply
 from trimaran import StaticAccount
+from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint.consent import Consent
 from trimaran._process import (
     ProcessListener,
     ProcessReceiveChannel,
@@ -19,6 +23,7 @@ from trimaran._process import (
     listening,
 )
 from trimaran._relay import client as client_module
+from trimaran._relay.client import RelayClient
 from trimaran._relay.messages import (
     LISTENS,
     PROTOCOL,
@@ -28,11 +33,13 @@ from trimaran._relay.messages import (
     HandedBatch,
     Hello,
     Listener,
+    Message,
     OutletReport,
     Welcome,
     encoded,
 )
 from trimaran._relay.place import RelayPlace
+from trimaran._spool.file import SpoolFile
 
 from .test_agents import Relayed, say
 from .world import until
@@ -139,3 +146,105 @@ async def test_a_relay_may_hang_while_it_is_given_a_token(
         nursery.cancel_scope.cancel()
 
     assert books.delivered == 1
+
+
+@pytest.mark.parametrize(("count", "together"), [(1, 1), (10, 2)])
+async def test_consent_may_go_while_batches_are_handed_over(
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    endpoint: LoopbackEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    count: int,
+    together: int,
+) -> None:
+    """One, or several at once: they are taken back, and no other request has to come for that."""
+    hand_over, is_given = RelayClient.hand_over, True
+
+    async def handing_over(client: RelayClient, batches: Sequence[HandedBatch]) -> None:
+        nonlocal is_given
+        await hand_over(client, batches)
+        is_given = len(batches) < together
+
+    monkeypatch.setattr(RelayClient, "hand_over", handing_over)
+    endpoint.always(503)
+    relayed = Relayed(tmp_path / "relay", nursery)
+    await relayed.start()
+
+    async with relayed.agent(endpoint.url, consent=lambda: is_given, batch_events=1) as telemetry:
+        books = await say(telemetry, "mine", count)
+
+    assert not is_given
+    assert books.dropped["consent_withdrawn"] == count - books.handed_over >= together
+    with trio.fail_after(30):
+        while (await _outlet_of(relayed)).waiting:  # noqa: ASYNC110 - the relay is asked
+            await trio.sleep(0.01)
+    with closing(sqlite3.connect(relayed.directory / "spool.db")) as spool:
+        assert spool.execute("SELECT count(*) FROM batches").fetchone() == (0,)
+
+
+async def test_a_withdrawal_that_overtakes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two sessions that come over a new connection, the one that withdraws may come first:
+    what the other one hands over then has to be withdrawn as well.
+    """
+    asked: list[str] = []
+
+    async def ask(self: RelayClient, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        if isinstance(message, Batches):
+            await self.withdraw()
+        asked.append(type(message).__name__)
+
+    monkeypatch.setattr(RelayClient, "_ask", ask)
+    diagnostics = Diagnostics(trio.current_time)
+    client = RelayClient(
+        RelayPlace(tmp_path),
+        start=lambda: False,
+        agent="a",
+        destination="anonymous http://127.0.0.1",
+        tokens=None,
+        consent=Consent(
+            app="test",
+            environ={},
+            ask=None,
+            provider=None,
+            account=None,
+            now=trio.current_time,
+            timeout=1.0,
+            diagnostics=diagnostics,
+        ),
+        drain_timeout=1.0,
+        diagnostics=diagnostics,
+    )
+
+    await client.hand_over([])
+    await client.withdraw()
+    await client.withdraw()
+
+    assert asked == ["Withdraw", "Batches", "Withdraw"]
+
+
+def test_what_is_withdrawn_leaves_the_disk_whichever_relay_took_it(tmp_path: Path) -> None:
+    """One that was killed left it, and its successor could not take it over."""
+
+    def relay(owner: str) -> SpoolFile:
+        return SpoolFile(
+            tmp_path,
+            owner=owner,
+            destination="anonymous http://127.0.0.1",
+            most_bytes=10_000,
+            most_seconds=60.0,
+            survives="kill",
+            wall_clock=lambda: 0.0,
+        )
+
+    killed, successor = relay("killed"), relay("successor")
+    with closing(killed), closing(successor):
+        for key, agent in (("goes-0", "goes"), ("stays-0", "stays")):
+            killed.put(key, b"{}", events=1, reports=0, handed_by=agent)
+
+        successor.withdraw("goes")
+
+        assert (killed.read("goes-0"), killed.read("stays-0")) == (None, b"{}")

@@ -84,10 +84,15 @@ class Consent:
             raise ConsentWithdrawn
         if self._provider is not None:
             is_known = await self._look_up_account(self._provider, at_once=token_is_new)
-            if self._is_gone or not self._is_given():
+            if self.is_withdrawn:
                 raise ConsentWithdrawn
             if token_is_new and not is_known:
                 raise TransportError("the account of a new token cannot be looked up")
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether nothing may be sent any more, as far as is known without asking an account."""
+        return self._is_gone or not self._is_given()
 
     def _is_given(self) -> bool:
         if opted_out(self._app, self._environ) is not None:

@@ -128,7 +128,11 @@ class RelayClient:
             RelayUnavailable: they are not, as far as is known.
         """
         self._has_handed_over = True
-        await self._ask(Batches(batches=batches))
+        try:
+            await self._ask(Batches(batches=batches))
+        finally:
+            # Once more: a withdrawal meanwhile, over a new connection, may have overtaken them.
+            self._has_handed_over = True
 
     async def withdraw(self) -> None:
         """Let the relay remove what this agent handed over since the last time."""

@@ -90,7 +90,7 @@ class RelayedWayOut:
             await self._client.hand_over([_batch_of(request) for request in requests])
         except (RelayUnavailable, GivenUp, TransportError):
             return False
-        return True
+        return not self._consent.is_withdrawn
 
     async def attempt(
         self, request: Request, *, is_repeated: bool, made: Callable[[], None]
@@ -108,6 +108,9 @@ class RelayedWayOut:
             except RelayUnavailable as error:
                 self._diagnostics.warn("telemetry relay not available", reason=str(error))
             else:
+                # What was handed over while another session withdrew is to be taken back, too.
+                if self._consent.is_withdrawn:
+                    raise ConsentWithdrawn
                 return HANDED_OVER
             return await self._endpoint.attempt(request, is_repeated=is_repeated, made=made)
         except ConsentWithdrawn:

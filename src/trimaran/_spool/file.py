@@ -319,8 +319,9 @@ class SpoolFile:
     def withdraw(self, handed_by: str | None = None) -> None:
         """Consent is gone: nothing of this process, or of dead ones, stays for its destination.
 
-        Of what was *handed_by* somebody, if that is said, and of nobody else; only of this
-        process then, which has taken over what dead ones left. It is overwritten, also in SQLite's log unless another process is at work on that.
+        Of what was *handed_by* somebody, if that is said, and of nobody else; whichever process
+        had it then, since no two of them keep what others handed over at the same time. It is
+        overwritten, also in SQLite's log unless another process is at work on that.
 
         Raises:
             SpoolError: it stays on disk, unsent.
@@ -330,10 +331,12 @@ class SpoolFile:
         with self._errors_told():
             self._opened().execute("PRAGMA secure_delete = ON")
         with self._transaction() as database:
+            mine, value = (
+                ("owner = ?", self._owner) if handed_by is None else ("handed_by = ?", handed_by)
+            )
             database.execute(
-                "DELETE FROM batches WHERE owner = ? AND destination = ?"
-                " AND coalesce(handed_by = ?, TRUE)",
-                (self._owner, self._destination, handed_by),
+                f"DELETE FROM batches WHERE destination = ? AND {mine}",  # noqa: S608 - ours
+                (self._destination, value),
             )
         with self._errors_told():
             self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)")
