@@ -59,7 +59,8 @@ class ChecksBooks(trio.abc.Instrument):
         for session in self._sessions:
             books = session.statistics()
             adds_up = books.tracked == books.delivered + books.dropped_total + books.pending
-            if not adds_up or not 0 <= books.spooled <= books.pending:
+            elsewhere = (books.spooled, books.handed_over)
+            if not adds_up or min(elsewhere) < 0 or sum(elsewhere) > books.pending:
                 self.wrong.append(books)
             self.checked += 1
 
@@ -79,6 +80,8 @@ class SimulatedEndpoint:
     """Indexes that an answer named as bad, by key."""
     turned_away: set[str] = field(default_factory=set)
     """Keys that were answered with a lasting refusal, or taken apart."""
+    too_large: set[str] = field(default_factory=set)
+    """Keys that were answered with a 413."""
     attempts: int = 0
     wrong: list[str] = field(default_factory=list)
     """Promises that were broken; what a transport raises would count as a failed attempt."""
@@ -90,7 +93,10 @@ class SimulatedEndpoint:
             self.wrong.append("a request after consent was withdrawn")
         self.attempts += 1
         random = self.random
+        key = request.headers["idempotency-key"]
         await trio.sleep(random.choice([0, 0, 0.001, 0.1, 3]))
+        if key in self.too_large:
+            return trimaran.Answer(413)  # what was too large once is so for ever
         if random.random() >= self.trouble:
             return self._take(request, 200)
         what = random.choice(["status", "status", "reset before", "reset after", "hang"])
@@ -102,12 +108,14 @@ class SimulatedEndpoint:
             self._take(request, 200)
             raise trimaran.TransportError("reset")
         status = random.choice(STATUSES)
-        if status == 413 and request.headers["idempotency-key"] in self.taken:
-            status = 503  # what was small enough once is so for ever
+        if status == 413 and key in self.taken:
+            status = 503  # and so is what was small enough
         if status in {200, 207}:
             return self._take(request, status)
+        if status == 413:
+            self.too_large.add(key)
         if status in {301, 400, 401, 403, 413}:
-            self.turned_away.add(request.headers["idempotency-key"])
+            self.turned_away.add(key)
         return trimaran.Answer(status, retry_after=random.choice([None, "1", "999999", "soon"]))
 
     def _take(self, request: trimaran.Request, status: int) -> trimaran.Answer:
@@ -232,6 +240,27 @@ def simulate(seed: int, directory: pathlib.Path | None = None) -> World:
     return world
 
 
+async def act(random: Random, session: trimaran.Session, name: str) -> None:
+    """Something that an agent may do; a command that it tracks has this *name*."""
+    event = trimaran.Command(command_name=name)
+    match random.randrange(9):
+        case 0 | 1 | 2:
+            session.track(event)
+        case 3:
+            await session.send(event)
+        case 4:
+            session.error("sometimes")
+        case 5:
+            with session.tool_call("bash"):
+                await trio.sleep(random.choice([0, 0.2, 4]))
+        case 6:
+            await session.flush(timeout=random.choice([0, 0.1, 20]))
+        case 7:
+            session.track(None)  # type: ignore[arg-type]
+        case _:
+            await trio.sleep(random.choice([0, 0.01, 1, 7]))
+
+
 def live(world: World, seed: int) -> None:
     """One life of the process, with everything that may happen in it."""
     random = world.random
@@ -254,26 +283,7 @@ def live(world: World, seed: int) -> None:
             async with telemetry.session(session_id=f"s{seed}.{name}") as session:
                 sessions.append(session)
                 for number in range(random.choice([0, 3, 30])):
-                    await act(session, name, number)
-
-    async def act(session: trimaran.Session, name: int, number: int) -> None:
-        event = trimaran.Command(command_name=f"{seed}.{name}:{number}")
-        match random.randrange(9):
-            case 0 | 1 | 2:
-                session.track(event)
-            case 3:
-                await session.send(event)
-            case 4:
-                session.error("sometimes")
-            case 5:
-                with session.tool_call("bash"):
-                    await trio.sleep(random.choice([0, 0.2, 4]))
-            case 6:
-                await session.flush(timeout=random.choice([0, 0.1, 20]))
-            case 7:
-                session.track(None)  # type: ignore[arg-type]
-            case _:
-                await trio.sleep(random.choice([0, 0.01, 1, 7]))
+                    await act(random, session, f"{seed}.{name}:{number}")
 
     async def crash_at_some_time(scope: trio.CancelScope) -> None:
         nonlocal dead
