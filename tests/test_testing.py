@@ -12,6 +12,7 @@ import trio.testing
 
 import trimaran
 from trimaran import Answer, Request, StaticAccount, Tokens, TransportError
+from trimaran._host_events import HostEvents
 from trimaran.testing import Capture, CapturedBatch, ScriptedTransport
 
 pytest_plugins = ["pytester"]
@@ -20,7 +21,7 @@ REQUEST = Request("https://collect.example", {}, b"{}")
 REFUSED = TransportError("ConnectError")
 
 
-class Deploy(trimaran.Event, frozen=True, rename="camel"):
+class Rollout(trimaran.Event, frozen=True, rename="camel"):
     """An event of the host's own, whose fields have other names on the wire."""
 
     target_name: str
@@ -34,7 +35,7 @@ class Unnamed(trimaran.Event, frozen=True, tag=False):
     text: str = ""
 
 
-class Urgent(Deploy, frozen=True):
+class Urgent(Rollout, frozen=True):
     """An event below another one of the host's own."""
 
     urgent: ClassVar[bool] = True
@@ -204,7 +205,7 @@ async def test_a_batch_that_was_sent_twice_counts_once() -> None:
     "event",
     [
         trimaran.Generation(tokens=Tokens(input=900), cost=0.5, finish_reason="stop"),
-        Deploy(target_name="prod", replica_count=3, parts=("a", "b")),
+        Rollout(target_name="prod", replica_count=3, parts=("a", "b")),
         Urgent(target_name="prod"),
         Unnamed(text="x"),
         trimaran.Event(),
@@ -218,12 +219,24 @@ async def test_an_event_comes_back_as_it_was_tracked(event: trimaran.Event) -> N
     assert bare(capture.events(type(event))) == [event]
 
 
+async def test_a_declared_class_goes_before_one_made_of_what_came_in() -> None:
+    """As for the events of child processes, whose classes the parent may have as well."""
+    event = Rollout(target_name="prod", replica_count=3, parts=("a",))
+    capture = await captured(event)
+    came = capture.batches()[0].events
+
+    made = HostEvents().make("Rollout", {"anything": 1}, msgspec.UNSET)
+
+    assert capture.batches()[0].events == came
+    assert type(made) not in {type(each) for each in capture.events()}
+
+
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
         (trimaran.ToolCall, {"tool_name": 7, "status": "failed"}),
         (trimaran.Generation, {"tokens": {"input": "many"}, "cost": None}),
-        (Deploy, {"target_name": ["prod"], "parts": ["a"]}),
+        (Rollout, {"target_name": ["prod"], "parts": ["a"]}),
     ],
 )
 async def test_odd_values_can_be_looked_at_too(event: Any, expected: dict[str, Any]) -> None:

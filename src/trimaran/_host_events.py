@@ -20,7 +20,7 @@ import msgspec
 from trimaran._events import UNSET, Event
 from trimaran._pipeline.redact import mask_text
 
-__all__ = ["HostEvents", "UnusableEvent"]
+__all__ = ["HostEvents", "MadeEvent", "UnusableEvent"]
 
 MOST_NAMES = 1_000
 """Names of types and of their fields together; a host has some dozens. Each new one makes
@@ -35,6 +35,11 @@ _UNWRITABLE = re.compile(r'["\\\x00-\x1f]')
 
 class UnusableEvent(Exception):
     """An event that cannot be sent; says why."""
+
+
+class MadeEvent(Event, frozen=True, kw_only=True):
+    """The base of the classes that are made here, which are no host's: it has a place of its own
+    among the events, before all that hosts declare."""
 
 
 class HostEvents:
@@ -79,7 +84,7 @@ class HostEvents:
         made = msgspec.defstruct(
             "HostEvent",
             [(attribute, object, UNSET) for attribute in attributes.values()],
-            bases=(Event,),
+            bases=(MadeEvent,),
             tag=name,
             rename={attribute: field for field, attribute in attributes.items()},
             frozen=True,

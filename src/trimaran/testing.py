@@ -177,7 +177,11 @@ def _wire_name(kind: type[Event]) -> str:
 
 
 def _kinds_below(base: type[Event]) -> dict[str, type[Event]]:
-    """Every class of events that exists below *base*, by its name on the wire."""
+    """Every class of events that exists below *base*, by its name on the wire.
+
+    One that somebody declared comes after those that were made of what came in, whose base is
+    older, and so takes the name.
+    """
     kinds: dict[str, type[Event]] = {}
     for kind in base.__subclasses__():
         kinds[_wire_name(kind)] = kind
