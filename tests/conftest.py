@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import h11
 import msgspec
 import pytest
+import structlog
 import trio
 
 from trimaran.receiver import Receiver, run_receiver
@@ -24,6 +25,13 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured_structlog() -> Iterator[None]:
+    """What a test makes of structlog, by itself or by the command that it runs, is over with it."""
+    yield
+    structlog.reset_defaults()
 
 
 @dataclass(frozen=True)
