@@ -39,7 +39,8 @@ class UnusableEvent(Exception):
 
 class MadeEvent(Event, frozen=True, kw_only=True):
     """The base of the classes that are made here, which are no host's: it has a place of its own
-    among the events, before all that hosts declare."""
+    among the events, before all that hosts declare.
+    """
 
 
 class HostEvents:
