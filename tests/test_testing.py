@@ -222,7 +222,7 @@ async def test_an_event_comes_back_as_it_was_tracked(event: trimaran.Event) -> N
 async def test_a_declared_class_goes_before_one_made_of_what_came_in() -> None:
     """As for the events of child processes, whose classes the parent may have as well."""
     event = Rollout(target_name="prod", replica_count=3, parts=("a",))
-    made = HostEvents().make("Rollout", {"anything": 1}, msgspec.UNSET)
+    made = HostEvents().make("rollout", {"anything": 1}, msgspec.UNSET)
 
     capture = await captured(event)
 
