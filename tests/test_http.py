@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import trio
 
@@ -198,7 +199,7 @@ async def test_closing_takes_the_log_filter_away(endpoint: LoopbackEndpoint) -> 
     def of_the_host(_record: logging.LogRecord) -> bool:
         return True
 
-    logger = logging.getLogger("httpx")
+    logger = logging.getLogger(httpx.__name__)
     logger.addFilter(of_the_host)
     try:
         opened = HttpTransport(max_connections=1)
