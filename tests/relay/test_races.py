@@ -35,10 +35,15 @@ from trimaran._relay.messages import (
     Listener,
     Message,
     OutletReport,
+    Taken,
     Welcome,
+    Withdraw,
+    answer_from,
     encoded,
 )
+from trimaran._relay.outlet import Outlet
 from trimaran._relay.place import RelayPlace
+from trimaran._relay.server import RelayServer
 from trimaran._spool.file import SpoolFile
 
 from .test_agents import Relayed, say
@@ -248,3 +253,49 @@ def test_what_is_withdrawn_leaves_the_disk_whichever_relay_took_it(tmp_path: Pat
         successor.withdraw("goes")
 
         assert (killed.read("goes-0"), killed.read("stays-0")) == (None, b"{}")
+
+
+async def test_what_an_agent_said_before_it_came_once_more_is_done_before_or_never(
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    endpoint: LoopbackEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gave up on a connection that hung, comes over another one and withdraws: what still
+    lies in the first one is not taken after that.
+    """
+    take, forget_older = Outlet.take, RelayServer.forget_older
+    taken: list[str] = []
+    goes_on = trio.Event()
+
+    async def slowly(outlet: Outlet, agent: str, batches: Sequence[HandedBatch]) -> bool:
+        taken.extend(batch.key for batch in batches)
+        await goes_on.wait()
+        return await take(outlet, agent, batches)
+
+    async def forgetting(server: RelayServer, agent: str) -> None:
+        if taken:
+            goes_on.set()
+        await forget_older(server, agent)
+
+    monkeypatch.setattr(Outlet, "take", slowly)
+    monkeypatch.setattr(RelayServer, "forget_older", forgetting)
+    endpoint.always(503)
+    relayed = Relayed(tmp_path / "relay", nursery)
+    await relayed.start()
+    hello = encoded(Hello(protocol=PROTOCOL, agent="a", destination=f"anonymous {endpoint.url}"))
+    async with relayed.speaking() as first, relayed.speaking() as second:
+        await first.ask(hello)
+        for key in ("a-0", "a-1"):
+            batch = HandedBatch(key=key, body=b'{"events": [{}]}', events=1)
+            await first.send(encoded(Batches(batches=[batch])))
+        await until(lambda: taken == ["a-0"])
+        first.close()
+
+        await second.ask(hello)
+        assert isinstance(answer_from(await second.ask(encoded(Withdraw()))), Taken)
+        with trio.fail_after(30):
+            while (await _outlet_of(relayed)).waiting:  # noqa: ASYNC110 - the relay is asked
+                await trio.sleep(0.01)
+
+    assert taken == ["a-0"]

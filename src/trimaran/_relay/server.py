@@ -295,6 +295,14 @@ class RelayServer:
             problem=self._notes.problem,
         )
 
+    async def forget_older(self, agent: str) -> None:
+        """An agent that comes once more has given up on its last connection: do nothing more
+        that is said there, and finish what is being done. So what it says now comes after.
+        """
+        guest = self._agents.get(agent)
+        if guest is not None:
+            await guest.stop_hearing()
+
     def join(self, agent: str, guest: _Guest) -> None:
         """An agent is there; perhaps once more, over another connection."""
         self._agents[agent] = guest
@@ -333,17 +341,22 @@ class _Guest:
         self._agent = ""
         self._outlet: Outlet | None = None
         self._gone = trio.Event()
+        self._doing = trio.Lock()
+        self._is_heard = True
 
     async def hear(self) -> None:
         """Do what it says, until it goes."""
         try:
             async for data in self._channel:
                 message = _understood(data)
-                answer = (
-                    Refused(why=Refusal.MEANING, reason="it does not understand that")
-                    if message is None
-                    else await self._answered(message)
-                )
+                async with self._doing:
+                    if not self._is_heard:
+                        return
+                    answer = (
+                        Refused(why=Refusal.MEANING, reason="it does not understand that")
+                        if message is None
+                        else await self._answered(message)
+                    )
                 await self._channel.acknowledge(encoded(answer))
                 if isinstance(message, End):
                     self._server.end()
@@ -353,6 +366,12 @@ class _Guest:
                 if self._outlet.wallet is not None:
                     self._outlet.wallet.leave(self._agent)
                 self._outlet.tidy()
+
+    async def stop_hearing(self) -> None:
+        """Do nothing more of what it says here; returns when what is being done is done."""
+        self._is_heard = False
+        async with self._doing:
+            pass
 
     async def call_over(self, line: ProcessSendChannel) -> None:
         """Let the account's wallet call the agent over *line*, until it goes."""
@@ -391,6 +410,7 @@ class _Guest:
                     message, version=__version__, problem=problem_with(message.destination)
                 )
                 if isinstance(answer, Welcome):
+                    await self._server.forget_older(message.agent)
                     self._join(message)
                 return answer
             case Batches(batches=batches) if outlet is not None:
