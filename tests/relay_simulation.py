@@ -216,7 +216,7 @@ async def _make_trouble(world: RelayWorld) -> None:
     while True:
         await trio.sleep(random.choice([0.01, 0.1, 1, 5, 20]))
         relay = world.relays[-1] if world.relays else None
-        match random.randrange(7):
+        match random.randrange(8):
             case 0 | 1:
                 world.endpoint.trouble = random.choice([0.0, 0.2, 0.9, 1.0])
             case 2 if relay is not None:
@@ -226,7 +226,7 @@ async def _make_trouble(world: RelayWorld) -> None:
                 relay.terminate()
             case 4:
                 await Process("person", random=random).run(partial(_stop_relay, world))
-            case 5:
+            case 5 | 6:
                 world.tokens[random.choice(ACCOUNTS[1:])] += 1
             case _:
                 pass

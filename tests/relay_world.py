@@ -68,13 +68,13 @@ class RelayWorld(World):
     acknowledged: dict[str, trimaran.Request] = field(default_factory=dict)
     """Batches of which an agent was told that they are safe, by key."""
     taken_of: dict[str, set[str]] = field(default_factory=dict)
-    """Keys that any relay may have on its disk, by the agent that was the first to bring them:
-    a later one that takes over its spool brings them again, to no effect.
-    """
+    """Keys that any relay may have on its disk, by agent."""
     sent_directly: set[str] = field(default_factory=set)
     """Keys that an agent tried to deliver by itself."""
     withdrawn: set[str] = field(default_factory=set)
-    """Keys that a relay has promised not to send any more."""
+    """Keys that a relay has promised not to send any more. They are the agent's own, that is:
+    what two have handed over, the later one out of the spool of the other, is not among them.
+    """
     taken_back: set[str] = field(default_factory=set)
     """Keys that it was asked not to send any more, whether it promised or died over it."""
     given_up: dict[str, DropReason] = field(default_factory=dict)
@@ -106,8 +106,10 @@ class RelayWorld(World):
         if not authorization.startswith(f"Bearer token-of-{account}-" if account else ""):
             return f"the token of another account: {account!r} with {authorization!r}"
         if process in self.relays:
-            is_withdrawn = not self.withdrawn.isdisjoint(wholes_of(key))
-            return f"{key} was withdrawn, and is sent" if is_withdrawn else None
+            if self.withdrawn.isdisjoint(wholes_of(key)):
+                return None
+            owners = [agent for agent, keys in self.taken_of.items() if wholes_of(key)[0] in keys]
+            return f"{key} was withdrawn, and is sent" if len(owners) < 2 else None
         self.sent_directly.add(key)
         if "DO_NOT_TRACK" in environ_of(process):
             return "a request after consent was withdrawn"
@@ -164,6 +166,8 @@ class Login:
         self._world = world
         self._account = account
         self._token = world.token_of(account)
+        if not world.is_well and world.random.random() < 0.3:
+            world.tokens[account] += 1  # what it got is refused by now
         self._is_renewable = world.is_well or world.random.random() < 0.7
 
     async def account(self) -> trimaran.Account | None:
@@ -291,7 +295,8 @@ def watched(world: RelayWorld) -> Iterator[None]:
     def line(*_given: object) -> Line:
         return Line(world, running.get())
 
-    one, several, begin = RelayedWayOut.attempt, RelayedWayOut.hand_over, RelayClient.__init__
+    one, several = RelayedWayOut.attempt, RelayedWayOut.hand_over
+    begin, ask = RelayClient.__init__, RelayClient.hand_over
     take, withdraw, drop = Outlet.take, Outlet.withdraw, Sender._drop
 
     def beginning(self: RelayClient, *given: Any, **named: Any) -> None:
@@ -323,9 +328,14 @@ def watched(world: RelayWorld) -> Iterator[None]:
                 acknowledge(request)
         return is_done
 
+    async def asking(self: RelayClient, batches: Sequence[HandedBatch]) -> None:
+        agent = running.get()
+        if not agent.is_dead and "DO_NOT_TRACK" in environ_of(agent):
+            world.endpoint.wrong.append(f"{agent}: handed over after consent was withdrawn")
+        await ask(self, batches)
+
     async def taking(self: Outlet, agent: str, batches: Sequence[HandedBatch]) -> bool:
-        known = set().union(*world.taken_of.values())
-        world.taken_of.setdefault(agent, set()).update({each.key for each in batches} - known)
+        world.taken_of.setdefault(agent, set()).update(batch.key for batch in batches)
         return await take(self, agent, batches)
 
     async def withdrawing(self: Outlet, agent: str) -> bool:
@@ -343,6 +353,7 @@ def watched(world: RelayWorld) -> Iterator[None]:
 
     with (
         mock.patch.object(RelayClient, "__init__", beginning),
+        mock.patch.object(RelayClient, "hand_over", asking),
         mock.patch.object(RelayedWayOut, "attempt", attempting),
         mock.patch.object(RelayedWayOut, "hand_over", handing_over),
         mock.patch.object(Outlet, "take", taking),
