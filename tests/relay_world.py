@@ -69,6 +69,8 @@ class RelayWorld(World):
     """Batches of which an agent was told that they are safe, by key."""
     taken_of: dict[str, set[str]] = field(default_factory=dict)
     """Keys that any relay may have on its disk, by agent."""
+    kept_of: dict[str, set[str]] = field(default_factory=dict)
+    """Keys that a relay said it has there, by agent."""
     sent_directly: set[str] = field(default_factory=set)
     """Keys that an agent tried to deliver by itself."""
     withdrawn: set[str] = field(default_factory=set)
@@ -336,11 +338,14 @@ def watched(world: RelayWorld) -> Iterator[None]:
 
     async def taking(self: Outlet, agent: str, batches: Sequence[HandedBatch]) -> bool:
         world.taken_of.setdefault(agent, set()).update(batch.key for batch in batches)
-        return await take(self, agent, batches)
+        is_taken = await take(self, agent, batches)
+        if is_taken and not running.get().is_dead:
+            world.kept_of.setdefault(agent, set()).update(batch.key for batch in batches)
+        return is_taken
 
     async def withdrawing(self: Outlet, agent: str) -> bool:
-        before = set(world.taken_of.get(agent, ()))
-        world.taken_back |= before
+        before = set(world.kept_of.get(agent, ()))
+        world.taken_back |= world.taken_of.get(agent, set())
         is_done = await withdraw(self, agent)
         if is_done and not running.get().is_dead:
             world.withdrawn |= before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import trio
 from conftest import LoopbackEndpoint, Reply
 from trimaran import StaticAccount
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint.consent import Consent
+from trimaran._endpoint.consent import Consent, ConsentWithdrawn
 from trimaran._process import (
     ProcessListener,
     ProcessReceiveChannel,
@@ -188,6 +188,61 @@ async def test_consent_may_go_while_batches_are_handed_over(
         assert spool.execute("SELECT count(*) FROM batches").fetchone() == (0,)
 
 
+def client_of(directory: Path, ask: Callable[[], bool]) -> RelayClient:
+    """The way to a relay that nobody starts."""
+    diagnostics = Diagnostics(trio.current_time)
+    return RelayClient(
+        RelayPlace(directory),
+        start=lambda: False,
+        agent="a",
+        destination="anonymous http://127.0.0.1",
+        tokens=None,
+        consent=Consent(
+            app="test",
+            environ={},
+            ask=ask,
+            provider=None,
+            account=None,
+            now=trio.current_time,
+            timeout=1.0,
+            diagnostics=diagnostics,
+        ),
+        drain_timeout=1.0,
+        diagnostics=diagnostics,
+    )
+
+
+async def test_what_broke_off_is_not_handed_over_again_without_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay died over a batch, and consent went before there was another one."""
+
+    class Dying:
+        """A channel to a relay that is killed by what it gets."""
+
+        async def ask(self, _value: bytes) -> bytes:
+            nonlocal is_given
+            is_given = False
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError
+
+        def close(self) -> None:
+            deaths.append(self)
+
+    async def channel_or_new(_client: RelayClient) -> Dying:
+        await trio.lowlevel.checkpoint()
+        return Dying()
+
+    is_given = True
+    deaths: list[Dying] = []
+    monkeypatch.setattr(RelayClient, "_channel_or_new", channel_or_new)
+
+    with pytest.raises(ConsentWithdrawn):
+        await client_of(tmp_path, lambda: is_given).hand_over([])
+
+    assert len(deaths) == 1
+
+
 async def test_a_withdrawal_that_overtakes_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,26 +258,7 @@ async def test_a_withdrawal_that_overtakes_is_made_again(
         asked.append(type(message).__name__)
 
     monkeypatch.setattr(RelayClient, "_ask", ask)
-    diagnostics = Diagnostics(trio.current_time)
-    client = RelayClient(
-        RelayPlace(tmp_path),
-        start=lambda: False,
-        agent="a",
-        destination="anonymous http://127.0.0.1",
-        tokens=None,
-        consent=Consent(
-            app="test",
-            environ={},
-            ask=None,
-            provider=None,
-            account=None,
-            now=trio.current_time,
-            timeout=1.0,
-            diagnostics=diagnostics,
-        ),
-        drain_timeout=1.0,
-        diagnostics=diagnostics,
-    )
+    client = client_of(tmp_path, lambda: True)
 
     await client.hand_over([])
     await client.withdraw()

@@ -126,6 +126,7 @@ class RelayClient:
 
         Raises:
             RelayUnavailable: they are not, as far as is known.
+            ConsentWithdrawn: nothing may be handed over any more.
         """
         self._has_handed_over = True
         try:
@@ -184,6 +185,9 @@ class RelayClient:
             try:
                 while not self._is_closed:
                     channel = await self._channel_or_new()
+                    # Whoever asked before may have waited for long, and over several relays.
+                    if isinstance(message, Batches) and self._consent.is_withdrawn:
+                        raise ConsentWithdrawn
                     try:
                         answer = answer_from(await channel.ask(encoded(message)))
                     except (trio.BrokenResourceError, trio.ClosedResourceError):
