@@ -216,6 +216,7 @@ async def test_what_broke_off_is_not_handed_over_again_without_consent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay died over a batch, and consent went before there was another one."""
+    is_given = True
 
     class Dying:
         """A channel to a relay that is killed by what it gets."""
@@ -233,7 +234,6 @@ async def test_what_broke_off_is_not_handed_over_again_without_consent(
         await trio.lowlevel.checkpoint()
         return Dying()
 
-    is_given = True
     deaths: list[Dying] = []
     monkeypatch.setattr(RelayClient, "_channel_or_new", channel_or_new)
 
