@@ -49,6 +49,7 @@ from simulation import (
     random_seed,
     settings_of,
 )
+from trimaran._pipeline.ledger import DropReason
 from trimaran._relay.visit import end_relay
 
 SLACK = 0.2
@@ -241,10 +242,19 @@ def check(world: RelayWorld) -> None:
     """What must hold at the end of any world."""
     assert world.endpoint.wrong == [], world.endpoint.wrong
     assert world.overdue == [], world.overdue
+    _check_fates(world)
     _check_what_was_acknowledged(world)
     _check_order(world)
     _check_books(world)
     _check_what_is_left(world)
+
+
+def _check_fates(world: RelayWorld) -> None:
+    """A relay gives up what is refused, taken back or too old, and nothing to make room."""
+    allowed = {DropReason.REJECTED, DropReason.TOO_LARGE, DropReason.CONSENT_WITHDRAWN}
+    if world.relay.most_seconds < HEALTHY_FOR:
+        allowed |= {DropReason.EXPIRED, DropReason.RETRIES_EXHAUSTED, DropReason.UNAUTHORIZED}
+    assert set(world.given_up.values()) <= allowed, world.given_up
 
 
 def _check_what_was_acknowledged(world: RelayWorld) -> None:
