@@ -21,7 +21,7 @@ REQUEST = Request("https://collect.example", {}, b"{}")
 REFUSED = TransportError("ConnectError")
 
 
-class Rollout(trimaran.Event, frozen=True, rename="camel"):
+class Shipment(trimaran.Event, frozen=True, rename="camel"):
     """An event of the host's own, whose fields have other names on the wire."""
 
     target_name: str
@@ -35,7 +35,7 @@ class Unnamed(trimaran.Event, frozen=True, tag=False):
     text: str = ""
 
 
-class Urgent(Rollout, frozen=True):
+class Urgent(Shipment, frozen=True):
     """An event below another one of the host's own."""
 
     urgent: ClassVar[bool] = True
@@ -205,7 +205,7 @@ async def test_a_batch_that_was_sent_twice_counts_once() -> None:
     "event",
     [
         trimaran.Generation(tokens=Tokens(input=900), cost=0.5, finish_reason="stop"),
-        Rollout(target_name="prod", replica_count=3, parts=("a", "b")),
+        Shipment(target_name="prod", replica_count=3, parts=("a", "b")),
         Urgent(target_name="prod"),
         Unnamed(text="x"),
         trimaran.Event(),
@@ -221,8 +221,8 @@ async def test_an_event_comes_back_as_it_was_tracked(event: trimaran.Event) -> N
 
 async def test_a_declared_class_goes_before_one_made_of_what_came_in() -> None:
     """As for the events of child processes, whose classes the parent may have as well."""
-    event = Rollout(target_name="prod", replica_count=3, parts=("a",))
-    made = HostEvents().make("rollout", {"anything": 1}, msgspec.UNSET)
+    event = Shipment(target_name="prod", replica_count=3, parts=("a",))
+    made = HostEvents().make("shipment", {"anything": 1}, msgspec.UNSET)
 
     capture = await captured(event)
 
@@ -235,7 +235,7 @@ async def test_a_declared_class_goes_before_one_made_of_what_came_in() -> None:
     [
         (trimaran.ToolCall, {"tool_name": 7, "status": "failed"}),
         (trimaran.Generation, {"tokens": {"input": "many"}, "cost": None}),
-        (Rollout, {"target_name": ["prod"], "parts": ["a"]}),
+        (Shipment, {"target_name": ["prod"], "parts": ["a"]}),
     ],
 )
 async def test_odd_values_can_be_looked_at_too(event: Any, expected: dict[str, Any]) -> None:
