@@ -215,6 +215,21 @@ async def test_the_books_add_up_for_any_thread() -> None:
     assert looks
 
 
+async def test_what_comes_over_between_two_looks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was here at the look into the books, and is there at the look in here."""
+    side = Side()
+    in_threads(1, side.leaves(Mark(), times=3))
+    count = side.inbox.counts
+
+    def count_late() -> tuple[int, dict[DropReason, int]]:
+        side.inbox.empty()  # as the session's thread may at any moment
+        return count()
+
+    monkeypatch.setattr(side.inbox, "counts", count_late)
+
+    assert side.inbox.statistics().tracked == 3
+
+
 async def test_the_sessions_thread_goes_on_meanwhile() -> None:
     """Its own events mix with those of others, and none gets lost or counted twice."""
     side = Side()

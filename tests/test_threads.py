@@ -134,7 +134,8 @@ def test_threads_lose_nothing_while_the_loop_is_in_a_thread() -> None:
         telemetry.session() as session,
     ):
         in_threads(lambda thread: track_all(session, thread))
-        assert session.statistics().tracked == THREADS * EACH + 1
+        seen = session.statistics().tracked
+        assert THREADS * EACH <= seen <= THREADS * EACH + 1  # one may just be moving over
 
     books = session.statistics()
     assert books.tracked == books.delivered == THREADS * EACH + 2
@@ -304,6 +305,7 @@ def test_a_signal_handler_may_track_in_the_middle_of_a_track() -> None:
             for number in range(EACH):
                 session.track(Mark(number=number))
             is_over = True
+            signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)

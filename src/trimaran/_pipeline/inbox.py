@@ -30,6 +30,10 @@ _MOST_REFUSALS = 1_000
 """Refusals that are noted one by one before they are summed up."""
 
 
+_MOST_LOOKS = 10
+"""At the books, by a thread that is in the middle of a look whenever some of it moves."""
+
+
 class Inbox:
     """Bounded, give or take one for each thread; what it has to refuse is counted.
 
@@ -162,10 +166,16 @@ class Inbox:
     def statistics(self) -> Statistics:
         """The books, and what waits or was refused here and is in no book yet; from any thread.
 
-        What is just moving over may be left out by another thread, and is never counted twice.
+        Another thread may leave out what is in the session's thread's hand just then: one event
+        that waited, or what was refused. Nothing is counted twice.
         """
         books = self._ledger.statistics()
         waiting, refused = self.counts()
+        for _ in range(_MOST_LOOKS):
+            if self._ledger.tracked == books.tracked:
+                break  # else some moved over between the two looks, and is in neither
+            books = self._ledger.statistics()
+            waiting, refused = self.counts()
         dropped = dict(books.dropped)
         for reason, count in refused.items():
             dropped[reason] = dropped.get(reason, 0) + count
