@@ -55,7 +55,7 @@ class Network:
         self._port = 0
         self._scope = trio.CancelScope()
         self._is_down = trio.Event()
-        self.url = ""
+        self.url: str = ""
 
     async def up(self) -> None:
         """Let there be a receiver."""

@@ -10,6 +10,7 @@ whatever follows parents or children stops where it has been, and after so many.
 """
 
 import sqlite3
+from collections.abc import Callable
 
 import msgspec
 
@@ -35,7 +36,7 @@ _WITH_BELOW = (
     " LIMIT :most)"
 )
 
-decode_summary = msgspec.json.Decoder(Summary).decode
+decode_summary: Callable[[bytes | str], Summary] = msgspec.json.Decoder(Summary).decode
 """From the text in which a session's totals are kept."""
 
 
