@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 PATIENCE = 60.0
 """Seconds after which what should long have happened is taken to hang.
 
 It bounds what processes, threads, sockets and signals do, on the slowest machine that runs the
 tests: two busy cores, measured. What takes longer hangs; no test waits so long for what is well.
+"""
+
+LATENESS = 5.0
+"""Seconds by which such a machine may miss a deadline. Whoever has none waits for much longer
+in these tests: for an endpoint or a hook that never answers.
 """
 
 _MEASURING = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
@@ -22,3 +30,19 @@ def unmeasured(environ: Mapping[str, str]) -> dict[str, str]:
     moment: the child then waits for it for ever.
     """
     return {name: value for name, value in environ.items() if name not in _MEASURING}
+
+
+@contextmanager
+def untraced() -> Generator[None]:
+    """Without a tracer, which may hold a lock of its own where it is interrupted; coverage's does.
+
+    What is forked in here has none either.
+    """
+    ours, theirs = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        yield
+    finally:
+        threading.settrace(theirs)
+        sys.settrace(ours)

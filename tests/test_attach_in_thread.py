@@ -19,6 +19,7 @@ import pytest
 
 import trimaran
 from attached_workers import say, say_and_die, say_task
+from patience import LATENESS, PATIENCE, untraced
 from trimaran._in_thread import LEAVING_GRACE
 from trimaran.testing import Capture
 
@@ -74,10 +75,11 @@ def test_children_of_multiprocessing_deliver(method: str, work: object) -> None:
             context.Process(target=work, args=(environ, f"child {n}", 50))  # type: ignore[arg-type]
             for n in range(2)
         ]
+        with untraced():  # the loop's thread may hold the tracer's lock
+            for child in children:
+                child.start()
         for child in children:
-            child.start()
-        for child in children:
-            child.join()
+            child.join(PATIENCE)
             assert child.exitcode == 0
         assert session.statistics().from_children == 2 * 51
 
@@ -92,8 +94,11 @@ def test_tasks_of_a_process_pool_deliver(method: str) -> None:
     capture = Capture()
     with parent(capture) as session:
         tasks = [(session.to_env({}), f"task {n}", 20) for n in range(6)]
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
-            assert list(pool.map(say_task, tasks)) == ["ses_1"] * 6
+        with (
+            untraced(),  # as above
+            ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool,
+        ):
+            assert list(pool.map(say_task, tasks, timeout=PATIENCE)) == ["ses_1"] * 6
 
     assert said(capture) == {f"task {n}": 20 for n in range(6)}
 
@@ -123,7 +128,9 @@ def test_a_script_takes_part(script: str) -> None:
     """Its parent is given to it by the environment."""
     capture = Capture()
     with parent(capture) as session:
-        subprocess.run([sys.executable, "-c", script], env=session.to_env(), check=True)
+        subprocess.run(
+            [sys.executable, "-c", script], env=session.to_env(), check=True, timeout=PATIENCE
+        )
         assert session.statistics().from_children == 1
 
     assert said(capture) == {"script": 1}
@@ -170,7 +177,7 @@ with trimaran.attach_in_thread() as session:
             assert child.stdout is not None
             assert child.stdout.readline() == b"ready\n"
             os.killpg(child.pid, signal.SIGINT)
-            assert child.wait(10) == -signal.SIGINT
+            assert child.wait(PATIENCE) == -signal.SIGINT
 
     assert said(capture) == {"script": 1}
 
@@ -181,7 +188,7 @@ def test_a_parent_that_hangs_is_not_waited_for() -> None:
 
     def on_drop(_dropped: trimaran.Dropped) -> None:
         hangs.set()
-        let_go.wait(10)
+        let_go.wait(PATIENCE)
 
     with trimaran.open_in_thread(
         "app", environ=ENVIRON, transport=Capture(), settings=SHORT, on_drop=on_drop
@@ -189,7 +196,7 @@ def test_a_parent_that_hangs_is_not_waited_for() -> None:
         with telemetry.session() as session:
             environ = session.to_env({})
             session.track("no event")  # type: ignore[arg-type]
-            assert hangs.wait(5)
+            assert hangs.wait(PATIENCE)
             settings = trimaran.Settings(drain_timeout=0.2, account_timeout=0.1)
             with trimaran.attach_in_thread(environ=environ, settings=settings) as attached:
                 attached.command("child")
@@ -197,7 +204,7 @@ def test_a_parent_that_hangs_is_not_waited_for() -> None:
             took = time.monotonic() - left
             let_go.set()
 
-    assert took < 0.2 + LEAVING_GRACE + 0.2
+    assert took < 0.2 + LEAVING_GRACE + LATENESS
     assert attached.statistics().dropped == {"drain_timeout": 1}
 
 

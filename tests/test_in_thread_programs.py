@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from patience import LATENESS, PATIENCE, unmeasured
 from plain_server import PlainEndpoint, deaf, healthy
 
 DRAIN = 0.3
-"""Seconds that the programs have to drain."""
+"""Seconds to drain that a program has whose endpoint never answers; others need not be quick."""
 
 STARTING = """\
 import asyncio, atexit, os, signal, sys, threading, time
 import trimaran
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings = trimaran.Settings(drain_timeout=0.3)
+settings = trimaran.Settings(drain_timeout=float(os.environ["DRAIN"]), request_timeout=60.0)
 
 
 def left():
@@ -47,12 +48,13 @@ def endpoint() -> Iterator[PlainEndpoint]:
 class Program:
     """A program in a process group of its own."""
 
-    def __init__(self, directory: Path, text: str, url: str, *options: str) -> None:
+    def __init__(self, directory: Path, text: str, url: str, drain: float) -> None:
         path = directory / "program.py"
         path.write_text(STARTING + textwrap.dedent(text))
         self.process = subprocess.Popen(
-            [sys.executable, *options, str(path)],
-            env=os.environ | {"APP_TELEMETRY_URL": url, "DO_NOT_TRACK": ""},
+            [sys.executable, str(path)],
+            env=unmeasured(os.environ)  # some fork
+            | {"APP_TELEMETRY_URL": url, "DO_NOT_TRACK": "", "DRAIN": str(drain)},
             cwd=directory,
             start_new_session=True,
             stdout=subprocess.PIPE,
@@ -75,14 +77,14 @@ class Program:
 
     def end(self) -> tuple[int, str, str]:
         """Its exit status, and the rest of what it said, on both streams."""
-        out, err = self.process.communicate(timeout=10)
+        out, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, out, err
 
 
 @contextmanager
-def running(directory: Path, text: str, url: str, *options: str) -> Iterator[Program]:
-    """A program; nothing of it is left."""
-    program = Program(directory, text, url, *options)
+def running(directory: Path, text: str, url: str, *, drain: float = PATIENCE) -> Iterator[Program]:
+    """A program that has so many seconds to drain; nothing of it is left."""
+    program = Program(directory, text, url, drain)
     with program.process:
         try:
             yield program
@@ -125,7 +127,7 @@ ASYNCIO = """
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_ends_a_program_in_time(tmp_path: Path, text: str, times: int) -> None:
     """Once or twice, with an endpoint that never answers: as itself, with right books."""
-    with deaf() as url, running(tmp_path, text, url) as program:
+    with deaf() as url, running(tmp_path, text, url, drain=DRAIN) as program:
         program.wait_for("ready")
         program.interrupt()
         left = program.wait_for("left")
@@ -138,7 +140,7 @@ def test_ctrl_c_ends_a_program_in_time(tmp_path: Path, text: str, times: int) ->
     assert status == -signal.SIGINT, err
     assert "KeyboardInterrupt" in err
     assert out == "books {'drain_timeout': 3}\n"
-    assert took < DRAIN + 0.2 + 0.5  # and the interpreter's own end
+    assert took < DRAIN + LATENESS
 
 
 @pytest.mark.parametrize("text", [PLAIN, ASYNCIO], ids=["plain", "asyncio"])
@@ -154,7 +156,7 @@ def test_ctrl_c_loses_nothing(tmp_path: Path, endpoint: PlainEndpoint, text: str
     assert status == -signal.SIGINT, err
     assert out == "books {}\n"
     assert [e["type"] for e in endpoint.events] == ["session_start", "command", "session_end"]
-    assert took < 0.5
+    assert took < LATENESS
 
 
 def test_a_cancelled_task_of_asyncio_leaves_in_time(tmp_path: Path) -> None:
@@ -179,13 +181,13 @@ def test_a_cancelled_task_of_asyncio_leaves_in_time(tmp_path: Path) -> None:
 
         asyncio.run(main())
         """
-    with deaf() as url, running(tmp_path, text, url) as program:
+    with deaf() as url, running(tmp_path, text, url, drain=DRAIN) as program:
         left = program.wait_for("left")
         cancelled = program.wait_for("cancelled")
         status, _, err = program.end()
 
     assert (status, err) == (0, "")
-    assert DRAIN <= cancelled - left < DRAIN + 0.2
+    assert DRAIN <= cancelled - left < DRAIN + LATENESS
 
 
 NEVER_LEFT = {
@@ -235,13 +237,13 @@ NEVER_LEFT = {
 @pytest.mark.parametrize("text", NEVER_LEFT.values(), ids=NEVER_LEFT)
 def test_the_interpreters_exit_is_not_held_up(tmp_path: Path, text: str) -> None:
     """However the program ends without leaving the block: in time, and without a word."""
-    with deaf() as url, running(tmp_path, text, url) as program:
+    with deaf() as url, running(tmp_path, text, url, drain=DRAIN) as program:
         left = program.wait_for("left")
         status, _, err = program.end()
         took = time.monotonic() - left
 
     assert (status, err) == (0, "")
-    assert took < 0.3 + DRAIN + 0.2 + 0.5
+    assert took < 0.3 + DRAIN + LATENESS
 
 
 @pytest.mark.parametrize("text", NEVER_LEFT.values(), ids=NEVER_LEFT)
@@ -299,14 +301,11 @@ def test_a_forked_child_does_not_hang(tmp_path: Path, endpoint: PlainEndpoint) -
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         """
     with running(tmp_path, text, endpoint.url) as program:
-        begun = time.monotonic()
         status, _, err = program.end()
-        took = time.monotonic() - begun
 
     assert (status, err) == (0, "")
     assert endpoint.commands() == ["parent"] * 4000
     assert [e["type"] for e in endpoint.events].count("tool_call") == 10
-    assert took < 8
 
 
 def test_children_of_multiprocessing_do_not_hang(tmp_path: Path, endpoint: PlainEndpoint) -> None:
@@ -337,7 +336,7 @@ TESTS = """
 import asyncio, os, time
 import trimaran
 
-settings = trimaran.Settings(drain_timeout=0.3)
+settings = trimaran.Settings(drain_timeout=float(os.environ["DRAIN"]), request_timeout=60.0)
 
 
 def agent(telemetry):
@@ -415,12 +414,13 @@ def test_in_a_run_of_pytest(tmp_path: Path, endpoint: PlainEndpoint) -> None:
     """Beside the library's own plugin, with warnings as errors."""
     done = subprocess.run(
         pytest_command(tmp_path),
-        env=os.environ | {"APP_TELEMETRY_URL": endpoint.url, "DO_NOT_TRACK": ""},
+        env=os.environ
+        | {"APP_TELEMETRY_URL": endpoint.url, "DO_NOT_TRACK": "", "DRAIN": str(PATIENCE)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=PATIENCE,
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -435,7 +435,13 @@ def test_ctrl_c_ends_a_run_of_pytest_in_time(tmp_path: Path, times: int) -> None
     with deaf() as url:
         process = subprocess.Popen(
             [*pytest_command(tmp_path), "-k", "waits"],
-            env=os.environ | {"APP_TELEMETRY_URL": url, "DO_NOT_TRACK": "", "WAIT": str(tell)},
+            env=os.environ
+            | {
+                "APP_TELEMETRY_URL": url,
+                "DO_NOT_TRACK": "",
+                "DRAIN": str(DRAIN),
+                "WAIT": str(tell),
+            },
             cwd=tmp_path,
             start_new_session=True,
             pass_fds=[tell],
@@ -451,9 +457,9 @@ def test_ctrl_c_ends_a_run_of_pytest_in_time(tmp_path: Path, times: int) -> None
             for _ in range(times):
                 os.killpg(process.pid, signal.SIGINT)
                 time.sleep(0.1)
-            out, _ = process.communicate(timeout=10)
+            out, _ = process.communicate(timeout=PATIENCE)
             took = time.monotonic() - begun
 
     assert process.returncode == pytest.ExitCode.INTERRUPTED, out
     assert "KeyboardInterrupt" in out
-    assert took < DRAIN + 0.2 + 1.0  # and pytest's own end
+    assert took < DRAIN + LATENESS

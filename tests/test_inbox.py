@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 import trimaran
+from patience import PATIENCE
 from trimaran import DropReason, Settings
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import Ledger
@@ -93,7 +94,7 @@ async def in_other_threads(count: int, leave: Callable[[int], object]) -> None:
 
 async def until_empty(side: Side) -> None:
     """Let what was left come over, which it does in several goes if it is much."""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         while side.inbox.counts() != (0, {}):
             await trio.lowlevel.checkpoint()
 
@@ -128,10 +129,12 @@ async def test_a_host_that_holds_a_lock_of_its_own_is_not_waited_for() -> None:
     holds, left = threading.Event(), threading.Event()
 
     def put(event: Mark, time: float) -> None:
-        assert holds.wait(5)
+        assert holds.wait(PATIENCE)
         side.ledger.track()
         if event.number == 1:
-            assert left.wait(5)  # what follows on the other thread comes to its end meanwhile
+            assert left.wait(
+                PATIENCE
+            )  # what follows on the other thread comes to its end meanwhile
         with lock:
             pass
 

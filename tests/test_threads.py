@@ -17,6 +17,7 @@ import pytest
 import trio
 
 import trimaran
+from patience import PATIENCE, untraced
 from plain_server import PlainEndpoint, healthy
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import Ledger
@@ -27,12 +28,12 @@ THREADS = 8
 EACH = 20_000
 ENVIRON = {"APP_TELEMETRY_URL": "https://capture.invalid"}
 ROOMY = trimaran.Settings(
-    mailbox_events=THREADS * EACH, memory_bytes=1 << 30, drain_timeout=20, strict=True
+    mailbox_events=THREADS * EACH, memory_bytes=1 << 30, drain_timeout=PATIENCE, strict=True
 )
 """Room for all of them at once."""
 
 
-class Mark(trimaran.Event, frozen=True, tag="mark"):
+class Mark(trimaran.Event, frozen=True, tag="thread_mark"):
     """An event that says which thread said it, and as which of its own."""
 
     thread: int = 0
@@ -86,19 +87,6 @@ def switching_often() -> Generator[None]:
         sys.setswitchinterval(interval)
 
 
-@contextmanager
-def untraced() -> Generator[None]:
-    """Without a tracer, which may hold a lock of its own where it is interrupted; coverage's does."""
-    ours, theirs = sys.gettrace(), threading.gettrace()
-    sys.settrace(None)
-    threading.settrace(None)
-    try:
-        yield
-    finally:
-        threading.settrace(theirs)
-        sys.settrace(ours)
-
-
 async def test_threads_lose_nothing_while_the_loop_is_the_hosts() -> None:
     """Every event arrives, in the order of its thread; the books are exact at every look."""
     capture = Capture()
@@ -144,7 +132,7 @@ def test_threads_lose_nothing_while_the_loop_is_in_a_thread() -> None:
 
 def test_what_there_is_no_room_for_is_counted_to_the_event(endpoint: PlainEndpoint) -> None:
     """Over HTTP, with a mailbox that is far too small: what arrived is what is delivered."""
-    settings = trimaran.Settings(mailbox_events=100, drain_timeout=10)
+    settings = trimaran.Settings(mailbox_events=100, drain_timeout=PATIENCE)
 
     def say(thread: int) -> None:
         for _ in range(2000):
@@ -169,10 +157,11 @@ def test_what_there_is_no_room_for_is_counted_to_the_event(endpoint: PlainEndpoi
     assert told == books.dropped_total
 
 
-def test_threads_of_many_sessions_keep_to_themselves() -> None:
+def test_threads_of_many_sessions_keep_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session for each thread, opened and ended while the others work."""
+    monkeypatch.setattr("trimaran._in_thread.ENTERING_PATIENCE", PATIENCE)
     capture = Capture()
-    settings = trimaran.Settings(drain_timeout=20, strict=True)
+    settings = trimaran.Settings(drain_timeout=PATIENCE, strict=True)
 
     def work(thread: int) -> None:
         for turn in range(10):
@@ -198,7 +187,7 @@ def test_threads_of_many_sessions_keep_to_themselves() -> None:
 def test_events_around_the_end_are_delivered_or_closed() -> None:
     """Threads that go on while the telemetry ends: each event has one fate, and none hangs."""
     capture = Capture()
-    settings = trimaran.Settings(drain_timeout=20, strict=True)
+    settings = trimaran.Settings(drain_timeout=PATIENCE, strict=True)
     tracked: list[int] = []
     stop = threading.Event()
     with (
@@ -254,7 +243,7 @@ def test_tasks_of_asyncio_lose_nothing() -> None:
             telemetry.session(),
         ):
             await asyncio.gather(*(agent(task) for task in range(20)))
-            assert await trimaran.current_session().flush(timeout=10)
+            assert await trimaran.current_session().flush(timeout=PATIENCE)
 
     asyncio.run(main())
 

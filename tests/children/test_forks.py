@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 import trimaran
+from patience import PATIENCE, unmeasured
 from trimaran._live_session import LiveSession
 from trimaran._spool.lock import lives
 from trimaran.testing import Capture
@@ -44,10 +45,11 @@ def test_forks_of_a_program_whose_threads_track(
     spool = [str(tmp_path / "spool")] if with_spool else []
     ran = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", HERE / "forking.py", *spool],
-        env=os.environ | home.environ,
+        env=unmeasured(os.environ) | home.environ,
         capture_output=True,
         text=True,
         check=False,
+        timeout=2 * PATIENCE,
     )
     assert ran.returncode == 0, ran.stderr
 
@@ -93,7 +95,7 @@ async def test_a_forked_child_does_not_stand_in_for_a_dead_parent(
     """Neither for the lock of the spool nor for the socket: others see that it has died."""
     process = subprocess.Popen(  # noqa: ASYNC220 - it says one line
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", OUTLIVED, tmp_path],
-        env=os.environ | home.environ,
+        env=unmeasured(os.environ) | home.environ,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
@@ -103,9 +105,9 @@ async def test_a_forked_child_does_not_stand_in_for_a_dead_parent(
         (lock,) = tmp_path.glob("*.lock")
         assert lives(tmp_path, lock.stem)
         process.kill()
-        process.wait()
+        process.wait(PATIENCE)
 
-        with trio.fail_after(20):  # the forked child may not have run yet
+        with trio.fail_after(PATIENCE):  # the forked child may not have run yet
             while lives(tmp_path, lock.stem):  # noqa: ASYNC110 - the kernel tells nobody
                 await trio.sleep(0.01)
         direct = Capture()
