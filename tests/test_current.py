@@ -8,10 +8,12 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 import trio
 
 import trimaran
 from trimaran._current import current
+from trimaran._log_context import _innermost
 from trimaran.testing import Capture
 
 if TYPE_CHECKING:
@@ -33,6 +35,41 @@ async def test_the_current_session_is_the_last_entered_that_is_not_left(
             still_open.remove(number)
             innermost = str(still_open[-1]) if still_open else ""
             assert trimaran.current_session().id == innermost
+
+
+@pytest.mark.parametrize("order", [*permutations(range(3))])
+async def test_records_bear_the_id_of_the_current_session(order: tuple[int, ...]) -> None:
+    """In the same order; and in the end what was bound before them all is back."""
+    structlog.contextvars.bind_contextvars(session_id="outer")
+    async with Capture().open() as telemetry:
+        blocks = [telemetry.session(session_id=str(number)) for number in range(3)]
+        for block in blocks:
+            await block.__aenter__()
+        still_open = [0, 1, 2]
+        for number in order:
+            await blocks[number].__aexit__(None, None, None)
+            still_open.remove(number)
+            innermost = str(still_open[-1]) if still_open else "outer"
+            assert structlog.contextvars.get_contextvars()["session_id"] == innermost
+
+
+async def test_records_do_not_keep_sessions_that_overlap_for_ever() -> None:
+    """Each is entered before the last is left, in one task, for as long as that goes on."""
+    async with Capture().open() as telemetry:
+        block = telemetry.session()
+        await block.__aenter__()
+        for _ in range(100):
+            following = telemetry.session()
+            await following.__aenter__()
+            await block.__aexit__(None, None, None)
+            block = following
+        length, place = 0, _innermost.get()
+        while place is not None:
+            length, place = length + 1, place.outer
+        await block.__aexit__(None, None, None)
+
+    assert length <= 2
+    assert structlog.contextvars.get_contextvars() == {}
 
 
 async def test_one_that_is_entered_meanwhile_goes_first() -> None:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from trimaran._account import Account, AccountProvider
 from trimaran._assembly import Host, assemble_in_session, look_up
+from trimaran._current import entered
 from trimaran._decision import opted_out, resolve, switch_name
 from trimaran._diagnostics import Diagnostics
 from trimaran._environment import Parent, parent_in
@@ -25,7 +26,7 @@ from trimaran._lifetime import running
 from trimaran._session import OPTED_OUT, SILENT, Session, SilentSession
 from trimaran._settings import Settings
 from trimaran._shared import SessionContext
-from trimaran._supervisor import Supervisor, entered
+from trimaran._supervisor import Supervisor
 from trimaran._telemetry import random_id
 from trimaran._transport import Transport
 

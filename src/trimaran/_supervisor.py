@@ -10,14 +10,15 @@ is cancelled, and end, whatever they are doing, at the scope's deadline.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import trio
 
 from trimaran._current import current, entered
 from trimaran._forked import tell_if_forked
 from trimaran._live_session import LiveSession
+from trimaran._log_context import named_in_logs
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.sender import Sender
@@ -25,7 +26,7 @@ from trimaran._session import Session
 from trimaran._shared import SessionContext, Shared
 from trimaran._spool.keeper import SpoolKeeper
 
-__all__ = ["Supervisor", "entered", "named_in_logs"]
+__all__ = ["Supervisor"]
 
 
 LEAVING_GRACE = 0.1
@@ -182,19 +183,3 @@ class Supervisor:
         self.shared.endpoint.forked()
         if self.shared.keeper is not None:
             self.shared.keeper.forked()
-
-
-@contextmanager
-def named_in_logs(session_id: str) -> Generator[None]:
-    """Let structlog's ``merge_contextvars`` add the session's id to the block's records."""
-    from structlog.contextvars import (  # noqa: PLC0415 - tens of milliseconds
-        bind_contextvars,
-        reset_contextvars,
-    )
-
-    bound = bind_contextvars(session_id=session_id)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            reset_contextvars(**bound)

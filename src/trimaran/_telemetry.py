@@ -16,6 +16,7 @@ import trio
 
 from trimaran._account import Account, AccountProvider
 from trimaran._assembly import Host, assemble, look_up, text_of
+from trimaran._current import entered
 from trimaran._decision import Decision, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
 from trimaran._hooks import Hooks, OnDrop, OnProblem
@@ -25,7 +26,7 @@ from trimaran._session import OPTED_OUT, SILENT, Session
 from trimaran._settings import Settings
 from trimaran._shared import SessionContext
 from trimaran._spool.keeper import RunBlocking
-from trimaran._supervisor import Supervisor, entered
+from trimaran._supervisor import Supervisor
 from trimaran._transport import Transport
 
 __all__ = ["Telemetry", "is_name", "open_telemetry", "run_telemetry"]

@@ -16,10 +16,10 @@ import trio
 
 from trimaran._current import entered
 from trimaran._events import CommandSource, Event
+from trimaran._log_context import named_in_logs
 from trimaran._pipeline.ledger import Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, SilentSession
-from trimaran._supervisor import named_in_logs
 from trimaran._thread import BlockInThread, NoAnswer
 
 __all__ = ["ANSWER_GRACE", "DistantSession", "ThreadSession", "entered_from_afar"]
