@@ -62,6 +62,24 @@ async def test_in_another_thread_it_costs_the_event() -> None:
     assert (books.tracked, books.delivered, books.pending) == (5, 4, 0)
 
 
+async def test_send_does_not_raise_either() -> None:
+    """Whether there is room for the event or not."""
+    clock = Clock()
+    async with opened(clock) as telemetry, telemetry.session() as session:
+        clock.fails = True
+        await session.send(CALL)
+        clock.fails = False
+        while session.statistics().pending < 400:  # as many may be ahead of one that can wait
+            session.track(CALL)
+        clock.fails = True
+        await session.send(CALL)
+        clock.fails = False
+
+    books = session.statistics()
+    assert books.dropped == {"bug": 2}
+    assert (books.tracked, books.delivered, books.pending) == (403, 401, 0)
+
+
 async def test_in_the_sessions_own_thread_it_costs_the_event() -> None:
     """Told of once, by its kind."""
     clock = Clock()

@@ -165,8 +165,13 @@ class LiveSession(Session):
     async def send(self, event: Event) -> None:
         """See :meth:`Session.send`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._mailbox.put_if_room(event):
-            await self._mailbox.put_when_room(event)
+        try:
+            if not self._mailbox.put_if_room(event):
+                await self._mailbox.put_when_room(event)
+        except Exception as bug:  # noqa: BLE001 - as in track(); the event is in no book yet
+            self.ledger.track()
+            self.ledger.drop(DropReason.BUG)
+            self._tell_bug(bug)
         self._sends += 1
         if self._sends % _CALLS_BETWEEN_YIELDS == 0:
             # The event is in: a cancel that came now would say that it is not.
