@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from msgspec.structs import replace
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch
@@ -18,7 +20,7 @@ from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import SpoolFile
 from trimaran._spool.keeper import SpoolKeeper, in_a_thread
 from trimaran._spool.lock import OwnerLock
-from trimaran._spool.values import SpoolError
+from trimaran._spool.values import SpoolError, hands_of
 
 
 @pytest.fixture
@@ -112,24 +114,103 @@ async def test_one_agent_takes_back_its_own(
     await keeper.aclose()
 
 
+async def test_what_two_have_handed_over_is_each_ones(
+    spool: Callable[..., SpoolFile], tmp_path: Path
+) -> None:
+    """Also the parts of it that were made meanwhile, and what a later relay took over."""
+    before = spool("before")
+    keeper = SpoolKeeper(before, run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
+    books = Ledger()
+    whole, _ = await keeper.keep(
+        [
+            Batch(key=key, body=b"{}", events=2, handed_by="me")
+            for key in ("k-1", "k-10")  # of which one is no part of the other
+        ],
+        books,
+    )
+    books.track(4)
+    first, second = (
+        Batch(key=f"k-1.{number}", body=b"{}", events=1, handed_by="me") for number in (0, 1)
+    )
+    parts = await keeper.split(whole, first, second)
+    await keeper.remove(parts[0])
+
+    assert await keeper.also_handed_by("my heir", ["k-1"])
+    assert await keeper.also_handed_by("me", ["k-1"])
+
+    before.close()
+    later = SpoolKeeper(spool(), run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
+    taken = await later.take_over(Ledger())
+    assert [(batch.key, hands_of(batch.handed_by)) for batch in taken] == [
+        ("k-1.1", ["me", "my heir"]),
+        ("k-10", ["me"]),
+    ]
+    assert await keeper.withdraw_of("heir")
+    assert keys(tmp_path) == ["k-1.1", "k-10"]
+    assert await keeper.withdraw_of("my heir")
+    assert keys(tmp_path) == ["k-10"]
+    assert await keeper.body_of(parts[1]) is None
+    assert await later.body_of(taken[0]) is None
+    await keeper.aclose()
+    await later.aclose()
+
+
+async def test_who_comes_while_a_batch_is_split_has_its_halves_too(
+    spool: Callable[..., SpoolFile], tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The disk has them already, and memory not yet."""
+
+    async def slowly(call: Callable[[], Any], /) -> Any:
+        result = call()
+        await trio.sleep(1)
+        return result
+
+    keeper = SpoolKeeper(spool(), run=slowly, diagnostics=Diagnostics(lambda: 0.0))
+    books = Ledger()
+    (whole,) = await keeper.keep([Batch(key="k", body=b"{}", events=2, handed_by="me")], books)
+    books.track(2)
+    first, second = (replace(whole, key=f"k.{number}", events=1) for number in (0, 1))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.split, whole, first, second)
+        await trio.sleep(0.5)
+        assert keys(tmp_path) == ["k.0", "k.1"]
+        nursery.start_soon(keeper.also_handed_by, "my heir", ["k"])
+    assert await keeper.withdraw_of("my heir")
+
+    assert keys(tmp_path) == []
+    assert books.spooled == 0
+    await keeper.aclose()
+
+
 async def test_a_disk_that_does_not_obey_is_told(
     spool: Callable[..., SpoolFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there stays, and is not sent all the same."""
     keeper = SpoolKeeper(spool(), run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
     books = Ledger()
-    (kept,) = await keeper.keep([Batch(key="k", body=b"{}", events=1, handed_by="me")], books)
-    books.track(1)
+    kept, _ = await keeper.keep(
+        [
+            Batch(key="k", body=b"{}", events=1, handed_by="me"),
+            Batch(key="other", body=b"{}", events=1, handed_by="other"),
+        ],
+        books,
+    )
+    books.track(2)
 
-    def fail(_file: SpoolFile, _handed_by: str | None = None) -> None:
+    def fail(_file: SpoolFile, *_given: object) -> None:
         raise SpoolError("it is broken")
 
     with monkeypatch.context() as patched:
         patched.setattr(SpoolFile, "withdraw", fail)
         assert not await keeper.withdraw_of("me")
+        patched.setattr(SpoolFile, "also_handed_by", fail)
+        assert not await keeper.also_handed_by("heir", ["other"])
 
     assert await keeper.body_of(kept) is None
-    assert keys(tmp_path) == ["k"]
+    assert keys(tmp_path) == ["k", "other"]
+    assert await keeper.withdraw_of("heir")
+    assert keys(tmp_path) == ["k", "other"]
     await keeper.aclose()
     await trio.lowlevel.checkpoint()
 

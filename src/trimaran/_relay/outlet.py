@@ -142,7 +142,8 @@ class Outlet:
                 self._admit(batch)
 
     async def take(self, agent: str, batches: Sequence[HandedBatch]) -> bool:
-        """Keep *batches* of an agent; whether they are on disk, or were before.
+        """Keep *batches* of an agent; whether they are on disk, or were before. It may take
+        them back from then on.
 
         A cancel leaves open which: they will be handed over again, with the same keys.
         """
@@ -150,6 +151,10 @@ class Outlet:
             # By their keys, of which each is taken once.
             new = {batch.key: batch for batch in batches if batch.key not in self._known}
             if self._ended:
+                return False
+            # An agent that is gone may have handed them over, too, and have heard no answer.
+            again = [batch.key for batch in batches if batch.key in self._known]
+            if not await self._keeper.also_handed_by(agent, again):
                 return False
             if not new:
                 return True

@@ -26,7 +26,7 @@ import platformdirs
 from trimaran._pipeline.ledger import DropReason
 from trimaran._settings import Spool, Survives
 from trimaran._spool.lock import OwnerLock
-from trimaran._spool.values import Evicted, Kept, SpoolError
+from trimaran._spool.values import AND, Evicted, Kept, SpoolError
 
 __all__ = [
     "BUSY_TIMEOUT",
@@ -226,6 +226,20 @@ class SpoolFile:
         with self._transaction() as database:
             database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
 
+    def also_handed_by(self, handed_by: str, keys: Sequence[str]) -> None:
+        """Batches, or the parts that there are of them, are somebody's too from now on.
+
+        Raises:
+            SpoolError: they are not.
+        """
+        with self._transaction() as database:
+            database.executemany(
+                # The key of a part is that of the whole, a point, and its number.
+                "UPDATE batches SET handed_by = handed_by || ?"
+                " WHERE key = ? OR (key > ? AND key < ?)",
+                [(AND + handed_by, key, f"{key}.", f"{key}/") for key in keys],
+            )
+
     def split(self, key: str, halves: Sequence[tuple[str, bytes, int, int]]) -> bool:
         """Put *halves* (key, body, events, reports) in the place of a batch, in its order.
 
@@ -319,7 +333,7 @@ class SpoolFile:
     def withdraw(self, handed_by: str | None = None) -> None:
         """Consent is gone: nothing of this process, or of dead ones, stays for its destination.
 
-        Of what was *handed_by* somebody, if that is said, and of nobody else; whichever process
+        Of what was *handed_by* somebody, if that is said, whoever did so too; whichever process
         had it then, since no two of them keep what others handed over at the same time. It is
         overwritten, also in SQLite's log unless another process is at work on that.
 
@@ -332,7 +346,9 @@ class SpoolFile:
             self._opened().execute("PRAGMA secure_delete = ON")
         with self._transaction() as database:
             mine, value = (
-                ("owner = ?", self._owner) if handed_by is None else ("handed_by = ?", handed_by)
+                ("owner = ?", self._owner)
+                if handed_by is None
+                else (f"instr('{AND}' || handed_by || '{AND}', ?)", AND + handed_by + AND)
             )
             database.execute(
                 f"DELETE FROM batches WHERE destination = ? AND {mine}",  # noqa: S608 - ours

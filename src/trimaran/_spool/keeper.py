@@ -16,7 +16,7 @@ from trimaran._aside import aside
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch, KeptBatch
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._spool.values import Evicted, SpoolError
+from trimaran._spool.values import AND, Evicted, SpoolError, hands_of
 
 if TYPE_CHECKING:
     from trimaran._spool.file import SpoolFile
@@ -240,13 +240,39 @@ class SpoolKeeper:
             batch.evicted(DropReason.CONSENT_WITHDRAWN)
         await self._withdraw(None)
 
+    async def also_handed_by(self, handed_by: str, keys: Sequence[str]) -> bool:
+        """Somebody hands over once more what is kept: it is theirs too, to be taken back.
+
+        Whether the disk obeyed; not a checkpoint where it is known to be theirs.
+        """
+
+        def not_theirs() -> list[KeptBatch]:
+            return [
+                kept
+                for key, kept in self._kept.items()
+                if any(key == whole or key.startswith(f"{whole}.") for whole in keys)
+                and handed_by not in hands_of(kept.handed_by)
+            ]
+
+        if keys and not_theirs():
+            try:
+                await self._run(lambda: self._file.also_handed_by(handed_by, keys))
+            except SpoolError as error:
+                self._diagnostics.warn("telemetry spool failed", error=str(error))
+                return False
+            # Looked for again: a batch may have been split meanwhile.
+            for kept in not_theirs():
+                kept.handed_by += AND + handed_by
+        return True
+
     async def withdraw_of(self, handed_by: str) -> bool:
         """As :meth:`withdraw`, for what a process handed over; nothing may be kept meanwhile.
 
         Whether the disk obeyed.
         """
-        for key in [key for key, kept in self._kept.items() if kept.handed_by == handed_by]:
-            self._evict(key, DropReason.CONSENT_WITHDRAWN)
+        for key, kept in list(self._kept.items()):
+            if handed_by in hands_of(kept.handed_by):
+                self._evict(key, DropReason.CONSENT_WITHDRAWN)
         return await self._withdraw(handed_by)
 
     async def _withdraw(self, handed_by: str | None) -> bool:

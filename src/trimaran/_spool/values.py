@@ -10,12 +10,22 @@ import msgspec
 from trimaran._decision import Decision
 from trimaran._pipeline.ledger import DropReason
 
-__all__ = ["Evicted", "Kept", "SpoolError", "SpooledRow", "destination_of"]
+__all__ = ["AND", "Evicted", "Kept", "SpoolError", "SpooledRow", "destination_of", "hands_of"]
+
+AND = "\n"
+"""Stands between the names of several who handed over the same batch."""
 
 
 def destination_of(decision: Decision, user_email: str) -> str:
     """What batches are bound to: the tier, the URL, and the account's e-mail address."""
     return f"{decision.tier} {decision.url} {user_email}".rstrip()
+
+
+def hands_of(handed_by: str) -> list[str]:
+    """Who handed a batch over to a relay: more than one, where a process found it in the spool
+    of another that was gone.
+    """
+    return handed_by.split(AND)
 
 
 class SpoolError(Exception):
@@ -29,7 +39,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     reports: int
     handed_by: str = ""
-    """Whose it is, on the disk of a relay."""
+    """Whose it is, on the disk of a relay; see :func:`hands_of`."""
     parent_session_id: str = ""
     """The session that the one of its events works for."""
 
