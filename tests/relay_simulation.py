@@ -207,7 +207,8 @@ async def _live(world: RelayWorld, instrument: ChecksEverything, agent: Agent) -
         if agent.client is not None and "DO_NOT_TRACK" in agent.environ:
             world.seen["withdrawn"] += 1
             if not agent.client._has_handed_over:  # the relay was told of all that it has
-                world.withdrawn |= world.taken_of.get(agent.client._agent, set())
+                mine = agent.client._agent
+                world.withdrawn |= {(mine, key) for key in world.taken_of.get(mine, ())}
 
 
 async def _make_trouble(world: RelayWorld) -> None:

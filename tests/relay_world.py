@@ -73,10 +73,12 @@ class RelayWorld(World):
     """Keys that a relay said it has there, by agent."""
     sent_directly: set[str] = field(default_factory=set)
     """Keys that an agent tried to deliver by itself."""
-    withdrawn: set[str] = field(default_factory=set)
-    """Keys that a relay has promised not to send any more. They are the agent's own, that is:
-    what two have handed over, the later one out of the spool of the other, is not among them.
+    brought_by: dict[str, str] = field(default_factory=dict)
+    """The agent that wanted to hand a key over last, by key. It may have found it in the spool
+    of another one that is gone: then it is its consent that counts.
     """
+    withdrawn: set[tuple[str, str]] = field(default_factory=set)
+    """Agents, and keys that a relay has promised each of them not to send any more."""
     taken_back: set[str] = field(default_factory=set)
     """Keys that it was asked not to send any more, whether it promised or died over it."""
     given_up: dict[str, DropReason] = field(default_factory=dict)
@@ -108,10 +110,9 @@ class RelayWorld(World):
         if not authorization.startswith(f"Bearer token-of-{account}-" if account else ""):
             return f"the token of another account: {account!r} with {authorization!r}"
         if process in self.relays:
-            if self.withdrawn.isdisjoint(wholes_of(key)):
-                return None
-            owners = [agent for agent, keys in self.taken_of.items() if wholes_of(key)[0] in keys]
-            return f"{key} was withdrawn, and is sent" if len(owners) < 2 else None
+            brought = [whole for whole in wholes_of(key) if whole in self.brought_by][-1]
+            is_withdrawn = (self.brought_by[brought], brought) in self.withdrawn
+            return f"{key} was withdrawn, and is sent" if is_withdrawn else None
         self.sent_directly.add(key)
         if "DO_NOT_TRACK" in environ_of(process):
             return "a request after consent was withdrawn"
@@ -334,6 +335,8 @@ def watched(world: RelayWorld) -> Iterator[None]:
         agent = running.get()
         if not agent.is_dead and "DO_NOT_TRACK" in environ_of(agent):
             world.endpoint.wrong.append(f"{agent}: handed over after consent was withdrawn")
+        if not agent.is_dead:
+            world.brought_by.update((batch.key, self._agent) for batch in batches)
         await ask(self, batches)
 
     async def taking(self: Outlet, agent: str, batches: Sequence[HandedBatch]) -> bool:
@@ -344,11 +347,11 @@ def watched(world: RelayWorld) -> Iterator[None]:
         return is_taken
 
     async def withdrawing(self: Outlet, agent: str) -> bool:
-        before = set(world.kept_of.get(agent, ()))
-        world.taken_back |= world.taken_of.get(agent, set())
+        before = set(world.taken_of.get(agent, ()))
+        world.taken_back |= before
         is_done = await withdraw(self, agent)
         if is_done and not running.get().is_dead:
-            world.withdrawn |= before
+            world.withdrawn |= {(agent, key) for key in before}
         return is_done
 
     def dropping(self: Sender, batch: Batch, reason: DropReason) -> bool:
