@@ -1,11 +1,16 @@
-"""How long a test on a real clock waits, and what its programs leave out of the measurement."""
+"""How long a test on a real clock waits, and how it lives with forks."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
+
+import trio
 
 PATIENCE = 60.0
 """Seconds after which what should long have happened is taken to hang.
@@ -46,3 +51,13 @@ def untraced() -> Generator[None]:
     finally:
         threading.settrace(theirs)
         sys.settrace(ours)
+
+
+async def status_of(child: int) -> int:
+    """The exit status of a forked child, which is killed if it hangs."""
+    wait = partial(os.waitid, os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    with trio.move_on_after(PATIENCE) as waiting:
+        await trio.to_thread.run_sync(wait, abandon_on_cancel=True)
+    if waiting.cancelled_caught:
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222 - it is over

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import trimaran
+from patience import PATIENCE
 from trimaran import _children
 from trimaran._environment import PARENT, parent_in
 from trimaran._process import ProcessError
@@ -360,7 +361,10 @@ async def test_a_batch_that_is_too_large_for_the_channel_is_halved(
 ) -> None:
     """As one that the endpoint would not take."""
     settings = trimaran.Settings(
-        batch_bytes=40 * 1024 * 1024, event_bytes=12 * 1024 * 1024, memory_bytes=1 << 30
+        batch_bytes=40 * 1024 * 1024,
+        event_bytes=12 * 1024 * 1024,
+        memory_bytes=1 << 30,
+        drain_timeout=PATIENCE,
     )
     roomy = {name: getattr(settings, name) for name in ROOM}
     async with home.open(capture, **roomy) as telemetry, telemetry.session() as session:

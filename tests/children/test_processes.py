@@ -20,6 +20,7 @@ import trio
 
 import trimaran
 from children import worker
+from patience import PATIENCE, untraced
 
 if TYPE_CHECKING:
     from children.conftest import Home
@@ -38,7 +39,8 @@ async def by_run_process(environ: dict[str, str], notes: str, ends: dict[str, st
 
     async def run(name: str, end: str) -> None:
         command = [sys.executable, str(PROGRAM), notes, name, end]
-        await trio.run_process(command, env=environ, check=False, stderr=subprocess.DEVNULL)
+        with trio.fail_after(2 * PATIENCE):
+            await trio.run_process(command, env=environ, check=False, stderr=subprocess.DEVNULL)
 
     async with trio.open_nursery() as nursery:
         for name, end in ends.items():
@@ -50,7 +52,9 @@ async def by_subprocess(environ: dict[str, str], notes: str, ends: dict[str, str
 
     def run(name: str, end: str) -> None:
         command = [sys.executable, str(PROGRAM), notes, name, end]
-        subprocess.run(command, env=environ, check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command, env=environ, check=False, stderr=subprocess.DEVNULL, timeout=2 * PATIENCE
+        )
 
     async with trio.open_nursery() as nursery:
         for name, end in ends.items():
@@ -63,13 +67,17 @@ def by_multiprocessing(method: str) -> StartAll:
     async def run(environ: dict[str, str], notes: str, ends: dict[str, str]) -> None:
         context: Any = multiprocessing.get_context(method)
         processes = [
-            context.Process(target=worker.live_plainly, args=(environ, notes, name, end))
+            context.Process(
+                target=worker.live_plainly, args=(environ, notes, name, end), daemon=True
+            )
             for name, end in ends.items()
         ]
+        with untraced():
+            for process in processes:
+                process.start()
         for process in processes:
-            process.start()
-        for process in processes:
-            await trio.to_thread.run_sync(process.join)
+            await trio.to_thread.run_sync(process.join, 2 * PATIENCE)
+            assert process.exitcode is not None
             process.close()
 
     return run
@@ -88,7 +96,7 @@ async def by_executor(environ: dict[str, str], notes: str, ends: dict[str, str])
                 for name, end in ends.items()
             ]
         for job in jobs:
-            job.exception()
+            job.exception(timeout=2 * PATIENCE)
 
     await trio.to_thread.run_sync(run)
 
@@ -146,7 +154,7 @@ async def test_a_session_of_many_processes(
     async with trimaran.open_telemetry(
         "test",
         environ=home.environ | {"TEST_TELEMETRY_URL": endpoint.url},
-        settings=trimaran.Settings(strict=True, drain_timeout=20.0),
+        settings=trimaran.Settings(strict=True, drain_timeout=PATIENCE),
     ) as telemetry:
         async with telemetry.session() as session:
             await KINDS[kind](session.to_env(), str(tmp_path), ends)
@@ -188,7 +196,7 @@ async def main():
             for number in range(number, number + 300):
                 session.command(sys.argv[1], message_id=str(number))
             number += 1
-            if await session.flush(timeout=20):
+            if await session.flush(timeout=60):
                 os.write(noted, b"%d\\n" % number)
 
 trio.run(main)
@@ -206,16 +214,20 @@ async def test_children_that_are_killed_at_any_moment(
         process = await trio.lowlevel.open_process(
             [sys.executable, "-c", ENDLESS, str(note)], env=environ
         )
-        while not note.exists():  # noqa: ASYNC110 - a file tells nobody
-            await trio.sleep(0.01)
-        await trio.sleep(chance.random() * 0.4)
-        process.kill()
-        await process.wait()
+        try:
+            with trio.fail_after(PATIENCE):
+                while not note.exists():  # noqa: ASYNC110 - a file tells nobody
+                    await trio.sleep(0.01)
+            await trio.sleep(chance.random() * 0.4)
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
     async with trimaran.open_telemetry(
         "test",
         environ=home.environ | {"TEST_TELEMETRY_URL": endpoint.url},
-        settings=trimaran.Settings(strict=True, drain_timeout=20.0),
+        settings=trimaran.Settings(strict=True, drain_timeout=PATIENCE),
     ) as telemetry:
         async with telemetry.session() as session:
             async with trio.open_nursery() as nursery:
@@ -261,7 +273,7 @@ async def main():
             return
         for number in range(500):
             session.command(str(number))
-        flushed = await session.flush(timeout=20)
+        flushed = await session.flush(timeout=60)
     books = session.statistics()
     sys.stdout.write(f"{dict(books.dropped)} {books.delivered}\\n")
 
@@ -285,13 +297,14 @@ async def test_a_child_outlives_a_parent_that_is_killed(
                 check=False,
             )
         )
-        assert await parent.stdout.receive_some() == b"attached\n"
-        parent.kill()
-        await parent.wait()
-        await parent.stdin.send_all(b"x")
-        said = await parent.stdout.receive_some()
-        assert said == b"{} 501\n"
-        await parent.stdout.receive_some()
+        with trio.fail_after(2 * PATIENCE):
+            assert await parent.stdout.receive_some() == b"attached\n"
+            parent.kill()
+            await parent.wait()
+            await parent.stdin.send_all(b"x")
+            said = await parent.stdout.receive_some()
+            assert said == b"{} 501\n"
+            await parent.stdout.receive_some()
 
     commands = [event for event in endpoint.events if event["type"] == "command"]
     assert [event["command_name"] for event in commands] == [str(n) for n in range(500)]
@@ -306,7 +319,7 @@ async def test_a_child_outlives_the_session(home: Home, endpoint: LoopbackEndpoi
         async with trimaran.open_telemetry(
             "test",
             environ=home.environ | {"TEST_TELEMETRY_URL": endpoint.url},
-            settings=trimaran.Settings(drain_timeout=0.4, strict=True),
+            settings=trimaran.Settings(drain_timeout=4.0, strict=True),
         ) as telemetry:
             async with telemetry.session() as session:
                 child = await nursery.start(
@@ -318,9 +331,11 @@ async def test_a_child_outlives_the_session(home: Home, endpoint: LoopbackEndpoi
                         stdout=subprocess.PIPE,
                     )
                 )
-                assert await child.stdout.receive_some() == b"attached\n"
+                with trio.fail_after(PATIENCE):
+                    assert await child.stdout.receive_some() == b"attached\n"
         await child.stdin.send_all(b"x")
-        assert await child.stdout.receive_some() == b"{'closed': 500} 1\n"
+        with trio.fail_after(PATIENCE):
+            assert await child.stdout.receive_some() == b"{'closed': 500} 1\n"
 
     assert [event["type"] for event in endpoint.events] == [
         "session_start",

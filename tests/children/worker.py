@@ -17,11 +17,12 @@ import trio
 import trimaran
 
 EVENTS = 1000
+LONG = 60.0
+"""Seconds; a machine that does other things as well takes its time."""
 COST = 0.5
 """Of the one model call of each child that ends in order."""
 
-SETTINGS = trimaran.Settings(drain_timeout=20.0)
-"""A machine that does other things as well takes its time."""
+SETTINGS = trimaran.Settings(drain_timeout=LONG)
 
 
 class Crash(Exception):
@@ -47,7 +48,7 @@ async def live(environ: dict[str, str], directory: str, name: str, end: str) -> 
         for number in range(EVENTS):
             track(session, name, number)
             if number % 250 == 100:
-                if await session.flush(timeout=20):
+                if await session.flush(timeout=LONG):
                     note(directory, name, number + 1)
                 if end == "kill" and number > EVENTS // 2:
                     for more in range(number + 1, EVENTS):
@@ -67,7 +68,7 @@ def live_plainly(environ: dict[str, str], directory: str, name: str, end: str) -
         for number in range(EVENTS):
             track(session, name, number)
             if number % 250 == 100:
-                if session.flush(timeout=20):
+                if session.flush(timeout=LONG):
                     note(directory, name, number + 1)
                 if end == "kill" and number > EVENTS // 2:
                     for more in range(number + 1, EVENTS):

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from cancelling import countable
+from patience import PATIENCE
 from process.pairs import connection
 from trimaran._process import ProcessReceiveChannel, ProcessSendChannel
 
@@ -69,7 +70,7 @@ class Exchange:
     async def run(self, directory: Path) -> None:
         """Until the receiver has seen the end."""
         here, there = await connection(directory)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._give, ProcessSendChannel(here, window=2))
                 nursery.start_soon(self._take, ProcessReceiveChannel(there))

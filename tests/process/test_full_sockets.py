@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
+from patience import PATIENCE, status_of, untraced
 from process.pairs import connection
 from trimaran._process import ProcessReceiveChannel, ProcessSendChannel, listening
 from trimaran._process.channel import MAX_WINDOW
@@ -230,10 +231,11 @@ async def said(process: trio.Process) -> bytes:
     """The first line that *process* prints."""
     assert process.stdout is not None
     line = b""
-    while not line.endswith(b"\n"):
-        part = await process.stdout.receive_some()
-        assert part, f"it ended after {line!r}: {await process.wait()}"
-        line += part
+    with trio.fail_after(PATIENCE):
+        while not line.endswith(b"\n"):
+            part = await process.stdout.receive_some()
+            assert part, f"it ended after {line!r}: {await process.wait()}"
+            line += part
     return line
 
 
@@ -344,13 +346,14 @@ async def test_a_forked_child_lets_go(pair: Pair) -> None:
     send, receive = pair
     await send.send(b"1")
     blocked, gate = os.pipe()
-    child = os.fork()
-    if child == 0:
-        send.let_go()
-        receive.let_go()
-        os.close(gate)
-        os.read(blocked, 1)
-        os._exit(0)
+    with untraced():
+        child = os.fork()
+        if child == 0:
+            send.let_go()
+            receive.let_go()
+            os.close(gate)
+            os.read(blocked, 1)
+            os._exit(0)
     os.close(blocked)
     try:
         await send.send(b"2")
@@ -360,7 +363,7 @@ async def test_a_forked_child_lets_go(pair: Pair) -> None:
             await receive.receive()
     finally:
         os.close(gate)
-        await trio.to_thread.run_sync(os.waitpid, child, 0)
+        assert await status_of(child) == 0
 
 
 async def test_an_end_that_was_let_go_is_closed(pair: Pair) -> None:
