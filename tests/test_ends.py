@@ -11,9 +11,9 @@ import pytest
 import trio
 
 import trimaran
-from faults.ending_agent import DRAIN_TIMEOUT, PENDING
-from faults.ends import BETWEEN_SIGNALS, ENDS, TRIALS, Books, End, Ended, Trial, run_ends
-from faults.timing import TOLERANCE
+from faults.ending_agent import PENDING
+from faults.ends import ENDS, TRIALS, Books, End, Ended, Trial, patient, run_ends
+from patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,9 @@ LATER = 2
 """The start and the end of the session in which the next process takes over."""
 EVENTS = START + PENDING + 1
 """A session's start, what is pending when the end comes, and the session's end."""
-TO_END_A_PROCESS = 10.0
+LATE = PATIENCE / 3
+"""Seconds beyond ``drain_timeout`` that leaving may take; with a request it would be a minute."""
+TO_END_A_PROCESS = PATIENCE
 """Seconds; it takes 0.1 on a machine at rest, and for ever if something holds it."""
 
 
@@ -32,7 +34,7 @@ TO_END_A_PROCESS = 10.0
 def results(request: pytest.FixtureRequest) -> Mapping[str, Ended]:
     """What came of the trials that are asked for, all run together."""
     asked = " ".join(item.name for item in request.session.items)
-    return trio.run(run_ends, [trial for trial in TRIALS if f"[{trial.name}]" in asked])
+    return trio.run(run_ends, [patient(each) for each in TRIALS if f"[{each.name}]" in asked])
 
 
 def trials(*loses: str, at: str) -> pytest.MarkDecorator:
@@ -82,7 +84,7 @@ def books_after_an_exit(ended: Ended) -> Books:
     """The books of who left the block, in time and with the status that belongs to the end."""
     assert ended.status == ended.trial.end.status
     assert ended.left_within is not None
-    assert ended.left_within <= DRAIN_TIMEOUT + TOLERANCE
+    assert ended.left_within <= ended.trial.drain_timeout + LATE
     assert ended.gone_within <= ended.left_within + TO_END_A_PROCESS
     assert "Exception ignored" not in ended.said
     assert ended.books is not None
@@ -141,7 +143,7 @@ def stored_after_a_death(ended: Ended) -> int:
     """What the endpoint has of a process that went at once, without a word."""
     assert ended.status == ended.trial.end.status
     assert ended.books is None
-    assert ended.gone_within <= BETWEEN_SIGNALS + TO_END_A_PROCESS
+    assert ended.gone_within <= ended.trial.between + TO_END_A_PROCESS
     return ended.stored
 
 

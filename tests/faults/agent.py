@@ -17,6 +17,7 @@ import trio
 
 import trimaran
 import trimaran._transport.http  # the first attempt is not to wait for it
+from patience import PATIENCE
 
 __all__ = ["EVENTS", "Orders", "Report"]
 
@@ -29,8 +30,10 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is to do."""
 
     settings: trimaran.Settings
+    tries: int
+    """Attempts that have begun, at least, when it goes on."""
     patience: float
-    """Seconds that it waits for the first batch before it goes on."""
+    """Seconds that it waits for the first batch from then on."""
     tokens: list[str] | None = None
     """The tokens of its account, one more at each refresh; None has no account."""
     large: int = 0
@@ -74,6 +77,9 @@ async def work(orders: Orders) -> Report:
         async with telemetry.session(project_id="p", agent="faults") as session:
             for number in range(5):
                 session.command(f"first {number}")
+            with trio.move_on_after(PATIENCE):
+                while session.statistics().attempts < orders.tries:  # noqa: ASYNC110 - no event
+                    await trio.sleep(0.01)
             await session.flush(timeout=orders.patience)
             for number in range(5):
                 session.command(f"second {number}")

@@ -7,12 +7,14 @@ Does not know: how a case is run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from patience import PATIENCE
 
 from .agent import EVENTS
 
-__all__ = ["CASES", "DRAIN_TIMEOUT", "SETTINGS", "Case"]
+__all__ = ["CASES", "DRAIN_TIMEOUT", "SETTINGS", "Case", "patient"]
 
 DRAIN_TIMEOUT = 0.5
 SETTINGS: Mapping[str, Any] = {
@@ -30,6 +32,9 @@ NOT_IN_TIME = {"drain_timeout": EVENTS}
 REJECTED = {"rejected": EVENTS}
 SOME = (2, 30)
 """Requests that go on until time runs out: some, and no hot loop."""
+OFTEN: Mapping[str, Any] = {"requests": SOME, "tries": SOME[0] + 1}
+NEVER: Mapping[str, Any] = {"requests": (0, 0), "tries": 1}
+"""For what no request comes through to as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,10 @@ class Case:
     """Seconds between the first two of them at least."""
     tokens: tuple[str, ...] | None = None
     large: int = 0
+    tries: int = 0
+    """Attempts at the first batch that the agent waits for."""
     patience: float = 0.7
+    """Seconds for which it then waits until that batch is settled."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     proxy: str | None = None
     """The fault that stands between."""
@@ -64,6 +72,21 @@ class Case:
         return float(self.settings.get("drain_timeout", DRAIN_TIMEOUT))
 
 
+def patient(case: Case) -> Case:
+    """*case* on a machine that may be slow.
+
+    What comes to an end by itself has the time for it. What hangs does so for longer than
+    anybody may take to leave, unless it is to be seen more than once.
+    """
+    settings = dict(case.settings)
+    if case.requests != SOME:
+        settings["request_timeout"] = PATIENCE
+    if not case.dropped.keys() & {"drain_timeout", "unauthorized"}:
+        settings["drain_timeout"] = PATIENCE / 2
+        return replace(case, settings=settings, patience=PATIENCE)
+    return replace(case, settings=settings)
+
+
 def arrives(name: str, fault: str, **more: Any) -> Case:
     """All of it is delivered."""
     return Case(name=name, fault=fault, **{"delivered": EVENTS, **more})
@@ -71,7 +94,7 @@ def arrives(name: str, fault: str, **more: Any) -> Case:
 
 def fails(name: str, fault: str, **more: Any) -> Case:
     """Nothing is, and it is tried for as long as there is time."""
-    return Case(name=name, fault=fault, **{"dropped": NOT_IN_TIME, "requests": SOME, **more})
+    return Case(name=name, fault=fault, **{"dropped": NOT_IN_TIME, **OFTEN, **more})
 
 
 def is_refused(name: str, fault: str, **more: Any) -> Case:
@@ -80,18 +103,17 @@ def is_refused(name: str, fault: str, **more: Any) -> Case:
 
 
 def _connecting() -> Iterator[Case]:
-    none = {"requests": (0, 0)}
     yield arrives("none: it is well", "well")
-    yield fails("connection refused", "refused", **none)
+    yield fails("connection refused", "refused", **NEVER)
     yield fails(
-        "no answer to the connection (a firewall drops it)", "black hole", **none, **IMPATIENT
+        "no answer to the connection (a firewall drops it)", "black hole", **NEVER, **IMPATIENT
     )
-    yield fails("the host's name is unknown", "well", host="nothing.invalid", **none)
+    yield fails("the host's name is unknown", "well", host="nothing.invalid", **NEVER)
     yield fails("accepts, reads, never answers", "never answers", **IMPATIENT)
     yield fails("answers a byte a second", "drips", **IMPATIENT)
     yield fails("answers headers without end", "endless head")
     yield fails("answers in another protocol", "another protocol")
-    yield fails("closes in the middle of the request", "closes in the request", **none)
+    yield fails("closes in the middle of the request", "closes in the request", **NEVER)
     yield fails("closes in the middle of the answer's head", "closes in the head")
     yield arrives("200, closes in the middle of the body", "closes in the body")
     yield arrives(
@@ -124,6 +146,7 @@ def _answering() -> Iterator[Case]:
         tokens=("stale", "other"),
         dropped={"unauthorized": EVENTS},
         requests=(2, 2),
+        tries=2,
     )
     yield Case(
         name="401, and no other token to be had",
@@ -131,6 +154,7 @@ def _answering() -> Iterator[Case]:
         tokens=("stale",),
         dropped={"unauthorized": EVENTS},
         requests=(1, 1),
+        tries=1,
     )
     for status in (408, 429, 500, 502, 503, 504):
         yield arrives(f"{status} twice", f"{status} twice", requests=(4, 4))
@@ -160,13 +184,14 @@ def _asking_for_a_pause() -> Iterator[Case]:
         "503, Retry-After: 3600",
         "503 for an hour",
         requests=(1, 1),
+        tries=1,
         settings={"retry_after_max": 120.0},
     )
 
 
 def _over_tls() -> Iterator[Case]:
     tls: dict[str, Any] = {"scheme": "https"}
-    untrusted: dict[str, Any] = {**tls, "requests": (0, 0)}
+    untrusted: dict[str, Any] = {**tls, **NEVER}
     yield arrives("none, over TLS", "tls", host="localhost", **tls)
     yield fails("TLS: an unknown authority", "tls", is_trusting=False, **untrusted)
     yield fails("TLS: self-signed", "tls self-signed", **untrusted)
@@ -181,6 +206,7 @@ def _over_tls() -> Iterator[Case]:
         large=400_000,
         settings={"event_bytes": 450_000, "request_timeout": 0.3},
         requests=(0, 0),
+        tries=1,
         **tls,
     )
     yield arrives("offers HTTP/2 and HTTP/1.1", "http/2 and 1.1", **tls)
@@ -189,7 +215,7 @@ def _over_tls() -> Iterator[Case]:
 
 def _behind_a_proxy() -> Iterator[Case]:
     away: dict[str, Any] = {"host": "endpoint.test"}  # this machine is reached without a proxy
-    plain: dict[str, Any] = {**away, "requests": (0, 0)}
+    plain: dict[str, Any] = {**away, **NEVER}
     tls: dict[str, Any] = {**plain, "scheme": "https"}
     yield arrives("a proxy that works", "tls", proxy="proxy", scheme="https", **away)
     yield fails("a proxy that refuses connections", "well", proxy="refused", **plain)
@@ -210,7 +236,8 @@ def _behind_a_proxy() -> Iterator[Case]:
     )
     yield arrives("a proxy that fails, the endpoint on this machine", "well", proxy="refused")
     unusable = {"environ": {"NO_PROXY": "localhost,::1/128"}}
-    yield fails("a proxy variable that cannot be used", "well", **plain, **unusable)
+    hopeless = {**plain, **unusable, "tries": 0}
+    yield fails("a proxy variable that cannot be used", "well", **hopeless)
     yield arrives(
         "a proxy variable that cannot be used, the endpoint on this machine", "well", **unusable
     )

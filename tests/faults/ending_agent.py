@@ -1,8 +1,8 @@
 """An agent whose process ends, as a program: ``python -m faults.ending_agent ORDERS``.
 
 In: orders, as JSON; the endpoint's URL, in its environment; a signal, perhaps. Out: a line
-of JSON when it is ready to end, and one with its books when it is out of the block, if it
-gets there.
+of JSON when it is ready to end, one when it begins to leave the block, and one with its books
+when it is out of it, if it gets there.
 Does not know: what the endpoint does, who sends a signal.
 """
 
@@ -19,12 +19,11 @@ import msgspec
 import trio
 
 import trimaran
+from patience import PATIENCE
 
 __all__ = ["DRAIN_TIMEOUT", "HOW", "PENDING", "EndingOrders"]
 
 DRAIN_TIMEOUT = 1.0
-LONG = 10.0
-"""Seconds that the first batch is waited for; 0.3 is what it takes."""
 PENDING = 5
 """Events that nothing has asked to be sent when the end comes."""
 
@@ -39,6 +38,7 @@ class EndingOrders(msgspec.Struct, frozen=True, kw_only=True):
     """Which of its statistics has to count something before it is ready."""
     spool: str | None = None
     """The directory of its spool; None has none."""
+    drain_timeout: float = DRAIN_TIMEOUT
 
 
 async def waits(_scope: trio.CancelScope) -> None:
@@ -103,7 +103,8 @@ async def main(orders: EndingOrders) -> None:
 async def work(orders: EndingOrders, scope: trio.CancelScope) -> None:
     """Have a session with something pending, and end."""
     settings = trimaran.Settings(
-        drain_timeout=DRAIN_TIMEOUT,
+        drain_timeout=orders.drain_timeout,
+        request_timeout=PATIENCE,  # for which nobody waits who leaves
         spool=False if orders.spool is None else trimaran.Spool(directory=orders.spool),
     )
     opened: list[trimaran.Session] = []
@@ -113,13 +114,16 @@ async def work(orders: EndingOrders, scope: trio.CancelScope) -> None:
             telemetry.session(agent="ending") as session,
         ):
             opened.append(session)
-            with trio.move_on_after(LONG):
+            with trio.move_on_after(PATIENCE):
                 while not getattr(session.statistics(), orders.until):  # noqa: ASYNC110 - no event
                     await trio.sleep(0.01)
             for number in range(PENDING):
                 session.command(str(number))
-            say(ready=True)
-            await HOW[orders.how](scope)
+            try:
+                say(ready=True)
+                await HOW[orders.how](scope)
+            finally:
+                say(leaving=True)
     finally:
         books = opened[0].statistics()
         say(

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from signal import SIGINT, SIGKILL, SIGTERM
 from typing import Literal, NamedTuple, TypeAlias
@@ -22,12 +22,13 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 import trio
 
+from patience import PATIENCE
+
 from .ending_agent import DRAIN_TIMEOUT, PENDING, EndingOrders
 from .served import LONG, FaultyServer, environment, faulty_server, line_of, rest_of
-from .timing import TOLERANCE, punctual
+from .timing import TOLERANCE
 
 __all__ = [
-    "BETWEEN_SIGNALS",
     "ENDPOINTS",
     "ENDS",
     "TRIALS",
@@ -35,6 +36,8 @@ __all__ = [
     "End",
     "Ended",
     "Trial",
+    "name_of",
+    "patient",
     "run_ends",
 ]
 
@@ -46,7 +49,9 @@ ENDPOINTS = {
 """What an endpoint does, in a word; the fault that does it; and what an agent there counts
 when it is ready. At the last one it has a spool, and the next process finds the endpoint well."""
 BETWEEN_SIGNALS = 0.4
-"""Seconds; both endpoints need longer, so that the second one meets the drain."""
+"""Seconds; all endpoints need longer, so that the second one meets the drain."""
+FOR_A_DISK = 3.0
+"""Seconds in which even a slow one has taken a batch."""
 AT_ONCE = 6
 
 
@@ -90,17 +95,27 @@ ENDS = (
 )
 
 
+def name_of(end: End, endpoint: str) -> str:
+    """What the trial of an end at an endpoint is called."""
+    return f"{end.name}, {endpoint}"
+
+
 @dataclass(frozen=True)
 class Trial:
     """One end at one endpoint."""
 
     end: End
     endpoint: str
+    fault: str
+    """What the endpoint does, by the name that the server has for it."""
+    drain_timeout: float = DRAIN_TIMEOUT
+    between: float = BETWEEN_SIGNALS
+    """Seconds from when one signal has been heard to the next."""
 
     @property
     def name(self) -> str:
-        """Both of them."""
-        return f"{self.end.name}, {self.endpoint}"
+        """Unique over all."""
+        return name_of(self.end, self.endpoint)
 
     @property
     def has_spool(self) -> bool:
@@ -108,7 +123,21 @@ class Trial:
         return self.endpoint.endswith("spool")
 
 
-TRIALS = [Trial(end, endpoint) for end in ENDS for endpoint in ENDPOINTS]
+TRIALS = [Trial(end, name, fault) for end in ENDS for name, (fault, _) in ENDPOINTS.items()]
+
+
+def patient(trial: Trial) -> Trial:
+    """*trial* on a machine that may be slow: there is time for what comes to an end by itself.
+
+    What does not has enough for a disk; and who is ended in the drain drains until then.
+    """
+    long_enough = FOR_A_DISK if trial.has_spool else trial.between
+    if trial.end.loses == "books":
+        fault = "goes away" if trial.endpoint == "well" else trial.fault
+        return replace(trial, fault=fault, drain_timeout=PATIENCE, between=long_enough)
+    if trial.endpoint == "well":
+        return replace(trial, drain_timeout=PATIENCE)
+    return replace(trial, drain_timeout=max(long_enough, trial.drain_timeout))
 
 
 class Books(msgspec.Struct, frozen=True):
@@ -154,15 +183,12 @@ class Ended:
     @property
     def is_in_time(self) -> bool:
         """Whether it was out of the block when it had to be, if it got there at all."""
-        return self.left_within is None or self.left_within <= DRAIN_TIMEOUT + TOLERANCE
+        latest = self.trial.drain_timeout + TOLERANCE
+        return self.left_within is None or self.left_within <= latest
 
 
 async def run_ends(trials: Sequence[Trial]) -> dict[str, Ended]:
     """Run them, a few at a time; by name."""
-    return await punctual(_run, trials)
-
-
-async def _run(trials: Sequence[Trial]) -> dict[str, Ended]:
     gone: dict[str, _Gone] = {}
     limit = trio.CapacityLimiter(AT_ONCE)
 
@@ -172,7 +198,7 @@ async def _run(trials: Sequence[Trial]) -> dict[str, Ended]:
                 spool = directory if trial.has_spool else None
                 gone[trial.name] = await _run_agent(trial, server.url(trial.name), spool)
 
-    wanted = {trial.name: ENDPOINTS[trial.endpoint][0] for trial in trials}
+    wanted = {trial.name: trial.fault for trial in trials}
     async with faulty_server(wanted) as server:
         async with trio.open_nursery() as nursery:
             for trial in trials:
@@ -201,6 +227,7 @@ async def _run_agent(trial: Trial, url: str, spool: str | None) -> _Gone:
         with_recipe=end.with_recipe,
         until=ENDPOINTS[trial.endpoint][1],
         spool=spool,
+        drain_timeout=trial.drain_timeout,
     )
     said = b""
 
@@ -223,17 +250,20 @@ async def _run_agent(trial: Trial, url: str, spool: str | None) -> _Gone:
                 )
             )
             nursery.start_soon(listen, process)
-            began: float = json.loads(await line_of(process))["at"]
+            began: float = json.loads(await line_of(process, at_once=1))["at"]
             for number, each in enumerate(end.signals):
                 if number:
-                    await trio.sleep(BETWEEN_SIGNALS)
+                    assert "leaving" in json.loads(await line_of(process, at_once=1))
+                    await trio.sleep(trial.between)
                 else:
                     began = time.monotonic()
                 process.send_signal(each)
-            last = await rest_of(process)
+            lines = (await rest_of(process)).splitlines()
             status = await process.wait()
             ended = time.monotonic()
-    books = msgspec.json.decode(last, type=Books) if last else None
+    books = (
+        msgspec.json.decode(lines[-1], type=Books) if lines and b"tracked" in lines[-1] else None
+    )
     left_within = None if books is None else books.at - began
     later = None if spool is None else await _deliver_later(url, spool)
     return _Gone(status, books, left_within, ended - began, said.decode(), later)
@@ -241,11 +271,12 @@ async def _run_agent(trial: Trial, url: str, spool: str | None) -> _Gone:
 
 async def _deliver_later(url: str, spool: str) -> int:
     """Start the next process; says how much of what it found it has delivered."""
-    done = await trio.run_process(
-        [sys.executable, "-m", "faults.later_agent", spool],
-        env=environment(FAULTS_TELEMETRY_URL=url),
-        capture_stdout=True,
-    )
+    with trio.fail_after(LONG):
+        done = await trio.run_process(
+            [sys.executable, "-m", "faults.later_agent", spool],
+            env=environment(FAULTS_TELEMETRY_URL=url),
+            capture_stdout=True,
+        )
     delivered = json.loads(done.stdout)["delivered"]
     assert isinstance(delivered, int)
     return delivered

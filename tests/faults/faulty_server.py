@@ -44,6 +44,7 @@ def ports() -> dict[str, Port]:
     return {
         "well": Port(answers(200)),
         "far away": Port(does.is_far_away),
+        "goes away": Port(does.goes_away()),
         "never answers": Port(does.never_answers),
         "well later": Port(does.is_well_later()),
         "drips": Port(does.drips),

@@ -13,24 +13,27 @@ import sys
 import trio
 
 import trimaran
+from patience import PATIENCE
 
 __all__ = ["VERSION"]
 
 VERSION = "later"
 """What it calls itself, so that an endpoint can tell it from the one before."""
-LONG = 5.0
-"""Seconds; it takes half a second."""
 
 
 async def main(directory: str) -> None:
     """Stay until nothing is left."""
     settings = trimaran.Settings(
-        spool=trimaran.Spool(directory=directory), request_timeout=0.3, retry_initial=0.05
+        spool=trimaran.Spool(directory=directory),
+        drain_timeout=PATIENCE / 2,
+        request_timeout=1.0,  # what comes before the endpoint knows this process hangs
+        retry_initial=0.05,
+        retry_max=1.0,
     )
     async with trimaran.open_telemetry("faults", version=VERSION, settings=settings) as telemetry:
         async with telemetry.session(agent="later") as session:
-            await session.flush(timeout=LONG)
-            with trio.move_on_after(LONG):
+            await session.flush(timeout=PATIENCE)
+            with trio.move_on_after(PATIENCE):
                 while telemetry.leftovers().pending:  # noqa: ASYNC110 - there is no event for it
                     await trio.sleep(0.02)
     left = telemetry.leftovers()

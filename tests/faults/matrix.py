@@ -21,7 +21,7 @@ from .agent import Orders, Report
 from .cases import SETTINGS, Case
 from .exchange import Tally
 from .served import LONG, FaultyServer, environment, faulty_server
-from .timing import TOLERANCE, punctual
+from .timing import TOLERANCE
 
 __all__ = ["Result", "run_cases"]
 
@@ -73,10 +73,6 @@ class Result:
 
 async def run_cases(cases: Sequence[Case]) -> dict[str, Result]:
     """Run all of them, a few at a time; by name."""
-    return await punctual(_run, cases)
-
-
-async def _run(cases: Sequence[Case]) -> dict[str, Result]:
     ran: dict[str, Ran] = {}
     limit = trio.CapacityLimiter(AT_ONCE)
     wanted = {case.name: case.fault for case in cases}
@@ -108,6 +104,7 @@ async def _run_agent(case: Case, server: FaultyServer) -> Ran:
         variables[f"{case.scheme}_proxy"] = server.url(_proxy_of(case))
     orders = Orders(
         settings=trimaran.Settings(**{**SETTINGS, **case.settings}),
+        tries=case.tries,
         patience=case.patience,
         tokens=None if case.tokens is None else list(case.tokens),
         large=case.large,

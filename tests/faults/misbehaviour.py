@@ -65,6 +65,18 @@ async def is_far_away(connection: Connection) -> None:
         await connection.answer(request, 200)
 
 
+def goes_away() -> Fault:
+    """Answer the first request; never answer another."""
+    answers_once = iter([True])
+
+    async def fault(connection: Connection) -> None:
+        while request := await connection.request():
+            if next(answers_once, False):
+                await connection.answer(request, 200)
+
+    return fault
+
+
 async def wants_a_fresh_token(connection: Connection) -> None:
     """Refuse any token but one."""
     while request := await connection.request():

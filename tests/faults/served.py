@@ -23,12 +23,14 @@ from typing import Any
 import trio
 import trustme
 
+from patience import PATIENCE
+
 from .exchange import Tally
 
 __all__ = ["LONG", "FaultyServer", "environment", "faulty_server", "line_of", "rest_of"]
 
-LONG = 30.0
-"""Seconds for what takes one or two; more only if something hangs."""
+LONG = 2 * PATIENCE
+"""Seconds for a process and all that it does, which takes one or two; more only if something hangs."""
 FOLDER = Path(__file__).parent.parent
 
 
@@ -105,13 +107,16 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "PYTHONWARNINGS": "error", **more}
 
 
-async def line_of(process: trio.Process) -> bytes:
-    """The next line that *process* prints, which prints one line at a time."""
+async def line_of(process: trio.Process, *, at_once: int | None = None) -> bytes:
+    """The next line that *process* prints.
+
+    What comes *at_once* must not go beyond it: one byte is sure not to, and slow.
+    """
     assert process.stdout is not None
     line = b""
     with trio.fail_after(LONG):
         while not line.endswith(b"\n"):
-            part = await process.stdout.receive_some()
+            part = await process.stdout.receive_some(at_once)
             if not part:
                 raise RuntimeError(f"{process.args!r} ended with {await process.wait()}")
             line += part

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .ends import ENDPOINTS, ENDS, Ended, Trial
+from .ends import ENDPOINTS, ENDS, Ended, name_of
 from .matrix import Result
 
 __all__ = ["ends_table", "faults_table", "with_table"]
@@ -51,7 +51,7 @@ def ends_table(results: Mapping[str, Ended]) -> str:
     for end in ENDS:
         row = [end.name, str(end.status)]
         for endpoint in ENDPOINTS:
-            row += _left_by(results[Trial(end, endpoint).name])
+            row += _left_by(results[name_of(end, endpoint)])
         rows.append(row)
     heads = [head for endpoint in ENDPOINTS for head in (endpoint.capitalize(), "Exit")]
     return _table(["End", "Status", *heads], rows)

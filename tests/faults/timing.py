@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 __all__ = ["TOLERANCE", "punctual"]
 
 TOLERANCE = 0.2
-"""Seconds beyond ``drain_timeout`` that leaving may take."""
+"""Seconds beyond ``drain_timeout`` that leaving may take, to be worth a row in a table."""
 TRIES = 3
 
 
