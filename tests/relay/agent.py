@@ -16,8 +16,9 @@ import structlog
 import trio
 
 import trimaran
+from patience import PATIENCE
 
-__all__ = ["Ended", "Orders"]
+__all__ = ["Ended", "Orders", "be_patient"]
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,10 +30,13 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     """Of its session."""
     events: int = 5
     idle_timeout: float = 30.0
-    drain_timeout: float = 2.0
+    drain_timeout: float = PATIENCE
+    request_timeout: float = 10.0
     email: str = ""
     token: str = ""
     """Of an account, if it has one."""
+    is_watched: bool = False
+    """Whether it says that the relay has it, and stays until its standard input ends."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +67,7 @@ async def main(orders: Orders) -> Ended:
         settings=trimaran.Settings(
             relay=trimaran.Relay(directory=orders.directory, idle_timeout=orders.idle_timeout),
             drain_timeout=orders.drain_timeout,
+            request_timeout=orders.request_timeout,
         ),
         on_problem=problems.append,
     ) as telemetry:
@@ -71,6 +76,9 @@ async def main(orders: Orders) -> Ended:
                 session.command(str(number))
             # The relay is there and knows us, as it does of an agent that did some work.
             await session.flush(timeout=orders.drain_timeout)
+            if orders.is_watched:
+                print("still there", flush=True)
+                await trio.to_thread.run_sync(sys.stdin.buffer.read)
             session.command("last")
             left_at = time.perf_counter()
     leaving = time.perf_counter() - left_at
@@ -86,6 +94,13 @@ async def main(orders: Orders) -> Ended:
     )
 
 
+def be_patient() -> None:
+    """Wait for a relay for as long as it takes, where an agent would send for itself."""
+    from trimaran._relay import client, launch  # not before it is needed, as in the library
+
+    client.PATIENCE = launch._PATIENCE = PATIENCE
+
+
 def _drop_line(*_arguments: object) -> Any:
     raise structlog.DropEvent
 
@@ -93,5 +108,6 @@ def _drop_line(*_arguments: object) -> Any:
 if __name__ == "__main__":
     structlog.configure(processors=[_drop_line])
     os.environ["NO_PROXY"] = "*"
+    be_patient()
     given = msgspec.json.decode(sys.argv[1], type=Orders)
     print(msgspec.json.encode(trio.run(main, given)).decode())

@@ -50,10 +50,8 @@ class Killed:
     """Files in the relay's directory when all is over."""
 
 
-async def kill_relays(
-    seed: int, folder: Path, *, kills: int = sys.maxsize, seconds: float = float("inf")
-) -> Killed:
-    """Kill *kills* relays, or as many as *seconds* allow; then let one live."""
+async def kill_relays(seed: int, folder: Path, *, kills: int, seconds: float = 0.0) -> Killed:
+    """Kill *kills* relays at least, and for so many *seconds*; then let one live."""
     random = Random(seed)
     killed = Killed()
     database = folder / "receiver.sqlite"
@@ -70,8 +68,9 @@ async def kill_relays(
                 await _start(world, url, name=f"{seed}a{number}", seed=random.getrandbits(32))
                 for number in range(AGENTS)
             ]
-            with trio.move_on_after(seconds):
-                while killed.kills < kills:
+            until = trio.current_time() + seconds
+            with trio.fail_after(seconds + kills * LONG):
+                while killed.kills < kills or trio.current_time() < until:
                     gate.moods = random.choice(TROUBLE)
                     await trio.sleep(random.random() * random.choice([0.02, 0.2, LONGEST_LIFE]))
                     killed.kills += world.kill()

@@ -19,7 +19,7 @@ import trio
 
 import trimaran
 
-from .agent import Orders
+from .agent import Orders, be_patient
 
 __all__ = ["Said", "SteadyOrders"]
 
@@ -109,5 +109,6 @@ def _drop_line(*_arguments: object) -> Any:
 if __name__ == "__main__":
     structlog.configure(processors=[_drop_line])
     os.environ["NO_PROXY"] = "*"
+    be_patient()
     given = msgspec.json.decode(sys.argv[1], type=SteadyOrders)
     print(msgspec.json.encode(trio.run(SteadyAgent(given).run)).decode())

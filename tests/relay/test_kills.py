@@ -11,13 +11,15 @@ import trio
 from .kills import AGENTS, Killed, faults_of, kill_relays
 from .steady import Said
 
+KILLS = 4
 SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """Ten agents that sent meanwhile, through a network that has its moods."""
-    return trio.run(partial(kill_relays, 1, tmp_path_factory.mktemp("killed"), seconds=SECONDS))
+    folder = tmp_path_factory.mktemp("killed")
+    return trio.run(partial(kill_relays, 1, folder, kills=KILLS, seconds=SECONDS))
 
 
 def test_nothing_that_was_taken_is_lost_or_doubled(killed: Killed) -> None:
@@ -29,7 +31,7 @@ def test_nothing_that_was_taken_is_lost_or_doubled(killed: Killed) -> None:
 
 def test_there_was_something_to_lose(killed: Killed) -> None:
     """Several relays were killed, and took most of what was said."""
-    assert killed.kills >= 4
+    assert killed.kills >= KILLS
     assert len(killed.said) == AGENTS
     handed_over = sum(said.handed_over for said in killed.said)
     assert handed_over > 500

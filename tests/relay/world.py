@@ -74,7 +74,7 @@ class World:
         """Wait until no relay is here."""
         with trio.fail_after(within):
             while self.relays():  # noqa: ASYNC110 - another process is waited for
-                await trio.sleep(0.02)
+                await trio.sleep(0.1)  # to look at all processes takes a while
 
     def kill(self) -> int:
         """Kill whatever relay is here; how many that were."""
