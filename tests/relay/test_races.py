@@ -292,6 +292,39 @@ def test_what_is_withdrawn_leaves_the_disk_whichever_relay_took_it(tmp_path: Pat
         assert (killed.read("goes-0"), killed.read("stays-0")) == (None, b"{}")
 
 
+@pytest.mark.parametrize("withdraws", ["gone", "heir"])
+async def test_what_two_have_handed_over_is_taken_back_by_either(
+    tmp_path: Path, nursery: trio.Nursery, endpoint: LoopbackEndpoint, *, withdraws: str
+) -> None:
+    """One did not hear that it was taken, and went; the other one found it in its spool, hands
+    it over again, and is told that it is taken: then it is that one's own, too.
+    """
+    endpoint.always(503)
+    relayed = Relayed(tmp_path / "relay", nursery)
+    await relayed.start()
+    batch = HandedBatch(key="k-0", body=b'{"events": [{}]}', events=1)
+    for agent in ("gone", "heir"):
+        assert await said_by(relayed, agent, endpoint.url, Batches(batches=[batch])) == Taken()
+    assert (await _outlet_of(relayed)).waiting == 1
+
+    assert await said_by(relayed, "nobody", endpoint.url, Withdraw()) == Taken()
+    assert (await _outlet_of(relayed)).dropped == {}
+    assert await said_by(relayed, withdraws, endpoint.url, Withdraw()) == Taken()
+
+    with trio.fail_after(60):
+        while (await _outlet_of(relayed)).waiting:  # noqa: ASYNC110 - the relay is asked
+            await trio.sleep(0.01)
+    assert (await _outlet_of(relayed)).dropped == {"consent_withdrawn": 1}
+
+
+async def said_by(relayed: Relayed, agent: str, url: str, message: Message) -> object:
+    """What the relay answers to an agent that comes, says one thing and goes."""
+    async with relayed.speaking() as channel:
+        hello = Hello(protocol=PROTOCOL, agent=agent, destination=f"anonymous {url}")
+        await channel.ask(encoded(hello))
+        return answer_from(await channel.ask(encoded(message)))
+
+
 async def test_what_an_agent_said_before_it_came_once_more_is_done_before_or_never(
     tmp_path: Path,
     nursery: trio.Nursery,
