@@ -19,7 +19,7 @@ from patience import PATIENCE
 from .world import World, hung_endpoint, refused_url, until
 
 AT_ONCE = 50
-IN_A_ROW = 200
+IN_A_ROW = 500
 
 
 async def test_an_exit_waits_for_no_network(
@@ -79,7 +79,7 @@ async def _agent_that_hands_over(world: World, url: str, name: str) -> None:
 
 async def test_many_agents_in_a_row_leave_nothing(world: World, endpoint: LoopbackEndpoint) -> None:
     """However many, one process serves them, and that ends by itself: no process, lock, socket
-    or batch stays.
+    or batch stays, and no descriptor or thread with whoever runs them.
     """
     code = _MANY.format(count=IN_A_ROW)
     process = await trio.lowlevel.open_process(
@@ -110,16 +110,21 @@ async def test_many_agents_in_a_row_leave_nothing(world: World, endpoint: Loopba
 
 
 _MANY = """
-import sys, msgspec, trio
+import os, sys, threading
+import msgspec, trio
 from relay.agent import Orders, be_patient, main
 be_patient()
 orders = msgspec.json.decode(sys.argv[1], type=Orders)
+before = None
 for number in range({count}):
     orders = msgspec.structs.replace(
         orders, name=str(number), events=0, is_watched=number == {count} - 1
     )
     ended = trio.run(main, orders)
     assert (ended.handed_over, ended.problems) == (3, []), ended
+    held = (len(os.listdir("/dev/fd")), [*threading.enumerate()])
+    before = before or held  # what the first left was imported
+    assert held == before, (number, held, before)
 """
 
 
