@@ -8,6 +8,7 @@ import itertools
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 import trimaran
+from patience import PATIENCE
 from trimaran.testing import Capture
 
 LIBRARY = Path(trimaran.__file__).parent
@@ -25,7 +27,7 @@ PLAIN = {str(LIBRARY / name) for name in ("_in_thread.py", "_thread.py", "_threa
 the end of a ``with`` block and its lock's release, which a tracer does."""
 
 COMMAND = trimaran.Command(command_name="init")
-SETTINGS = trimaran.Settings(drain_timeout=1.0, strict=True)
+SETTINGS = trimaran.Settings(drain_timeout=PATIENCE, strict=True)
 
 
 class Interruption:
@@ -94,6 +96,7 @@ def test_interrupted_on_any_line_the_promises_hold(monkeypatch: pytest.MonkeyPat
     for at in itertools.count():
         interruption = Interruption(at)
         sessions: list[trimaran.ThreadSession] = []
+        began = time.monotonic()
         try:
             with interruption.armed():
                 contextvars.copy_context().run(host, sessions, Capture())
@@ -105,6 +108,7 @@ def test_interrupted_on_any_line_the_promises_hold(monkeypatch: pytest.MonkeyPat
         for call in at_exit.copy():
             call()
         assert not at_exit, interruption.line
+        assert time.monotonic() - began < PATIENCE / 2, f"{interruption.line} waits for nothing"
         assert not [t for t in threading.enumerate() if t.name == "trimaran app"], interruption.line
         for session in sessions:
             books = session.statistics()

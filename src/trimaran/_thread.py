@@ -145,6 +145,10 @@ class BlockInThread(Generic[_Value]):
             return
         if self._deadline is None:
             self._deadline = time.monotonic() + self._patience
+        if self._thread.ident is None:
+            # An interrupt came before there was a thread. One that is just beginning sees that
+            # there is nothing to enter any more.
+            self._ended.set()
         self._call_soon(self._leave)
         interruption: BaseException | None = None
         while not (self.has_ended or self.is_own_thread):
