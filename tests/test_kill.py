@@ -14,6 +14,7 @@ import trio
 from kill import senders
 from kill.senders import Sent, batch_of, kill_receiver, post, started_receiver
 from kill.worlds import World, faults_of, run_worlds
+from patience import PATIENCE
 
 if TYPE_CHECKING:
     Stored = Mapping[str, Sequence[str]]
@@ -119,9 +120,9 @@ async def test_a_receiver_whose_disk_is_full_puts_senders_off_and_recovers(tmp_p
 
     async with (
         started_receiver(database, most_bytes=400_000) as (process, url),
-        httpx.AsyncClient(base_url=url, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE) as client,
     ):
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while (answer := await post_more(client)).status_code == 200:
                 pass
         assert answer.status_code == 503
@@ -133,7 +134,7 @@ async def test_a_receiver_whose_disk_is_full_puts_senders_off_and_recovers(tmp_p
         assert page.json()["event_count"] == sum(sent.answered.values())
 
         process.send_signal(signal.SIGUSR1)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while (await post_more(client)).status_code != 200:  # noqa: ASYNC110 - another process
                 await trio.sleep(0.01)
         for _ in range(50):

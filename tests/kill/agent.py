@@ -33,7 +33,7 @@ __all__ = ["BEGUN", "LONG_ENOUGH", "Orders", "Survivor"]
 BEGUN = b"begun\n"
 """What it prints before it opens its telemetry."""
 
-LONG_ENOUGH = 300.0
+LONG_ENOUGH = 120.0
 """Seconds for the last one to deliver everything; it takes one or two."""
 
 _Result = TypeVar("_Result")

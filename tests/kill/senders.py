@@ -23,13 +23,16 @@ import msgspec
 import trio
 
 from faults.served import environment, line_of
+from patience import PATIENCE
 from trimaran._transport.http import _Body  # httpx's own warns when a connection breaks in it
 
 __all__ = ["Sent", "faults_of", "kill_receiver", "started_receiver"]
 
 SENDERS = 6
 LONGEST_LIFE = 0.6
-"""Seconds from its first answer on."""
+"""Seconds, once there is something to lose."""
+ANSWERS = 6
+"""Of each life, at least."""
 
 
 @dataclass
@@ -157,8 +160,8 @@ async def kill_receiver(seed: int, kills: int, database: Path) -> Sent:
                     port = httpx.URL(url).port or 0  # the same from here on
                     for name in range(SENDERS):
                         senders.start_soon(_send, f"s{name}", random.getrandbits(32), url, sent)
-                answered = len(sent.answered)
-                while len(sent.answered) == answered:  # noqa: ASYNC110 - as above
+                enough = len(sent.answered) + (1 if number == kills else ANSWERS)
+                while len(sent.answered) < enough:  # noqa: ASYNC110 - as above
                     await trio.sleep(0.001)
                 if number == kills:
                     break
@@ -172,7 +175,7 @@ async def kill_receiver(seed: int, kills: int, database: Path) -> Sent:
 
 
 async def _send(name: str, seed: int, url: str, sent: Sent) -> None:
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE) as client:
         await Sender(name, seed, sent).run(client)
 
 

@@ -37,9 +37,11 @@ __all__ = ["World", "faults_of", "run_worlds"]
 MAX_BODY = 10_000
 """Bytes that the receiver takes, so that a full batch has to be halved."""
 LONGEST_LIFE = 0.8
-"""Seconds."""
-PATIENCE = 3.0
-"""Seconds for an agent to reach the point where it is to kill itself."""
+"""Seconds, on a machine on which a process begins in :data:`BEGINNING`."""
+LONGEST_WAIT = 3.0
+"""Seconds there for an agent to reach the point where it is to kill itself."""
+BEGINNING = 0.5
+"""Seconds; where it takes longer, everything does."""
 
 
 @dataclass
@@ -125,13 +127,16 @@ async def _live_and_die(world: World, life: str, seed: int, folder: Path, gate: 
         dies_at=random.choice(["any time", "any time", "the network", "the disk"]),
         after=random.choice([0, 1, 2, 3, 5, 8, 20, 50, 200]),
     )
+    began = trio.current_time()
     process = await _start(orders, gate, folder)
     assert process.stdout is not None
     assert await line_of(process) == BEGUN
+    slowness = max(1.0, (trio.current_time() - began) / BEGINNING)
     if orders.dies_at == "any time":
-        await trio.sleep(random.random() * random.choice([0.05, 0.2, LONGEST_LIFE]))
+        life = random.random() * random.choice([0.05, 0.2, LONGEST_LIFE])
+        await trio.sleep(life * slowness)
     else:
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(LONGEST_WAIT * slowness):
             await process.wait()
     process.kill()
     status = await process.wait()
