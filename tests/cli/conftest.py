@@ -18,9 +18,10 @@ import httpx
 import pytest
 import trio
 
+from patience import PATIENCE
 from trimaran.receiver import Receiver, run_receiver
 
-PATIENCE = 60.0
+LONG = 2 * PATIENCE
 """Seconds until a test gives up; a busy machine takes some for each process."""
 
 
@@ -69,7 +70,7 @@ class Running:
 
     async def says(self, text: str) -> None:
         """Wait until it has said *text*."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG):
             while text not in self.out and text not in self.err:
                 assert self._open, f"it ended without {text!r}: {self.out}{self.err}"
                 await self._news.wait()
@@ -88,7 +89,7 @@ class Running:
         """Wait until it has ended, after a signal if *number* is given."""
         if number is not None:
             self.process.send_signal(number)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG):
             status = await self.process.wait()
             while self._open:
                 await self._news.wait()
@@ -115,7 +116,7 @@ class Command:
         self, *arguments: object, stdin: bytes = b"", environ: Mapping[str, str] | None = None
     ) -> Ended:
         """Run it to its end."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG):
             done = await trio.run_process(
                 self.line(*arguments),
                 stdin=stdin,
@@ -171,7 +172,7 @@ def stored() -> Stored:
     """What a receiver has."""
 
     async def ask(receiver: Receiver, session_id: str) -> list[dict[str, Any]]:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
             answer = await client.get(f"{receiver.url}/api/sessions/{session_id}/events")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return []
@@ -260,7 +261,7 @@ class Terminal:
 
     async def says(self, text: str) -> None:
         """Wait until *text* was shown."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG):
             while text not in self.shown:
                 assert not self._over, f"it ended without {text!r}: {self.shown}"
                 await self._news.wait()
@@ -271,7 +272,7 @@ class Terminal:
 
     async def ends(self) -> int:
         """Wait until it has ended; its exit status."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG):
             status = await self._process.wait()
             while not self._over:
                 await self._news.wait()

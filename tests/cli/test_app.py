@@ -16,6 +16,7 @@ import trio
 from click.testing import CliRunner
 
 import trimaran
+from patience import PATIENCE
 from trimaran.cli import main
 from trimaran.cli._app import app, run
 from trimaran.cli._errors import Failure, alone, line_of
@@ -97,7 +98,11 @@ def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
     """And has no traceback."""
     program = f"import sys; sys.modules[{missing!r}] = None; from trimaran.cli import main; sys.exit(main())"
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
     assert ended.returncode == 1
@@ -113,7 +118,11 @@ def test_a_module_of_its_own_that_is_missing_is_a_bug() -> None:
         "from trimaran.cli import main; sys.exit(main())"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
     assert ended.returncode == 1
@@ -128,7 +137,11 @@ def test_without_the_receivers_extra_it_says_what_to_install(missing: str) -> No
         "sys.exit(run(['serve', '--database', 'x']) + run(['--version']))"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
     assert ended.returncode == 1
@@ -154,7 +167,11 @@ def test_ctrl_c_has_no_traceback(where: str) -> None:
         program += f"sys.modules[{module!r}] = Interrupted('x')\n"
     program += "sys.argv = ['trimaran', 'status']\nfrom trimaran.cli import main\nsys.exit(main())"
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
     assert ended.returncode == 128 + signal.SIGINT
@@ -166,13 +183,14 @@ async def test_nobody_reads_the_output(command: Command) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     try:
-        ended = await trio.run_process(
-            command.line("status"),
-            stdout=theirs,
-            capture_stderr=True,
-            check=False,
-            env=command.environ,
-        )
+        with trio.fail_after(PATIENCE):
+            ended = await trio.run_process(
+                command.line("status"),
+                stdout=theirs,
+                capture_stderr=True,
+                check=False,
+                env=command.environ,
+            )
     finally:
         os.close(theirs)
 

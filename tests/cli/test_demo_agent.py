@@ -15,6 +15,8 @@ import trio
 from msgspec.structs import replace
 
 import trimaran
+from patience import PATIENCE
+from trimaran.cli import demo_tools
 from trimaran.cli.demo_agent import (
     CONTEXT_LIMIT,
     Message,
@@ -29,10 +31,18 @@ from trimaran.cli.demo_search import hits
 from trimaran.cli.demo_tools import FAILURES, Call, ToolError, Tools, open_tools
 from trimaran.testing import Capture
 
+SETTINGS = trimaran.Settings(drain_timeout=PATIENCE)
 FILES = {
     "good.py": '"""A module."""\n\nclass A:\n    def f(self):\n        pass  # TODO: do it\n',
     "sub/bad.py": "def f(:\n",
 }
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine keeps a process silent that has something to say."""
+    for name in ("SEARCH_PATIENCE", "TOOL_PATIENCE", "AGENT_PATIENCE"):
+        monkeypatch.setattr(demo_tools, name, PATIENCE)
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def task(tmp_path: Path) -> Assignment:
 async def works(task: Assignment) -> tuple[Capture, Progress]:
     """An agent at work on *task*, to the end; what it said, and how far it was then."""
     capture, progress = Capture(), Progress(task)
-    async with capture.open() as telemetry:
+    async with capture.open(settings=SETTINGS) as telemetry:
         await work(telemetry, progress, lambda _line: None)
     return capture, progress
 
@@ -106,10 +116,13 @@ async def test_a_review_says_all_of_itself(task: Assignment, tmp_path: Path) -> 
     assert not list(tmp_path.glob("root/**/__pycache__"))  # the files are only read
 
 
-async def test_a_search_that_never_ends_is_killed(task: Assignment) -> None:
+async def test_a_search_that_never_ends_is_killed(
+    task: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The agent goes on; what the search had handed over is in the session, the rest is not,
     and the agent knows of how much there was.
     """
+    monkeypatch.setattr(demo_tools, "SEARCH_PATIENCE", 2.5)
     capture, progress = await works(replace(task, is_careless=True))
 
     report = progress.report()
@@ -120,7 +133,7 @@ async def test_a_search_that_never_ends_is_killed(task: Assignment) -> None:
     # Of the two files, one was searched before the search handed over what it had to tell.
     assert report.statistics.from_children == 2 + 1 + 2
     assert len(capture.events(trimaran.BridgeCall)) == 5
-    assert "killed after 1.5 s of silence" in [
+    assert "killed after 2.5 s of silence" in [
         error.error_message for error in capture.events(trimaran.ErrorEvent)
     ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from patience import PATIENCE
 from trimaran.receiver import Receiver, run_receiver
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ async def test_a_second_signal_changes_nothing(
     endpoint.always(delay=math.inf)
     running = await command.start("pipe", "--url", endpoint.url)
     await running.write(CALL.encode())
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE):
         while not endpoint.requests:  # noqa: ASYNC110 - an endpoint tells nobody
             await trio.sleep(0.02)
     began = trio.current_time()
@@ -146,7 +147,7 @@ async def test_a_second_signal_changes_nothing(
     ended = await running.ends(signal.SIGINT)
 
     assert ended.status == 128 + signal.SIGTERM
-    assert trio.current_time() - began < 10
+    assert trio.current_time() - began < PATIENCE / 2
     assert total(ended.out) == ["3", "0", "3", "drain_timeout"]
     assert "Traceback" not in ended.err
 
@@ -155,7 +156,7 @@ async def eventually(
     look: Callable[[], Awaitable[list[Any]]], holds: Callable[[list[Any]], bool]
 ) -> None:
     """Wait until *holds* of what *look* sees."""
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE):
         while not holds(await look()):  # noqa: ASYNC110 - another process tells nobody
             await trio.sleep(0.02)
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 import trimaran
+from patience import PATIENCE
 from trimaran.cli.serve import cannot_listen
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ async def test_receives_until_a_signal(command: Command, number: signal.Signals)
     """What was confirmed is on disk, and can be read back by another receiver on the file."""
     running = await command.start("serve", "--port", 0, "--database", "t.sqlite")
     url = await address_of(running)
-    async with trimaran.open_telemetry("x", environ={"X_TELEMETRY_URL": url}) as telemetry:
+    patient = trimaran.Settings(drain_timeout=PATIENCE)
+    async with trimaran.open_telemetry(
+        "x", environ={"X_TELEMETRY_URL": url}, settings=patient
+    ) as telemetry:
         async with telemetry.session(session_id="s") as session:
             session.command("init")
     assert session.statistics().delivered == 3
@@ -39,7 +43,7 @@ async def test_receives_until_a_signal(command: Command, number: signal.Signals)
     assert ended.out == f"Receiving on {url}, into t.sqlite (Ctrl-C ends)\n"
     assert ended.err == ""
     again = await command.start("serve", "--port", 0, "--database", "t.sqlite")
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
         answer = await client.get(f"{await address_of(again)}/api/sessions/s")
     await again.ends(number)
     assert answer.json()["event_count"] == 3
@@ -55,7 +59,7 @@ async def test_a_token_file_and_a_bound(command: Command) -> None:
     url = f"{await address_of(running)}/api/observability/ingest"
     headers = {"authorization": "Bearer sesame"}
     json = {"content-type": "application/json"}
-    async with httpx.AsyncClient(trust_env=False, headers=json) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE, headers=json) as client:
         stranger = await client.post(url, content=b"{}")
         large = await client.post(url, content=b"x" * 101, headers=headers)
         small = await client.post(url, content=b"{}", headers=headers)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from patience import PATIENCE
 from trimaran import Request
 from trimaran.cli._signals import Interrupt
 from trimaran.cli.show import PrintingTransport, as_text
@@ -132,7 +133,7 @@ async def start(command: Command) -> trio.Process:
 async def test_a_reader_who_has_seen_enough_is_no_trouble(command: Command) -> None:
     """As with ``| head``: it ends, and says nothing."""
     many_lines(command.directory / "events")
-    with trio.fail_after(60):
+    with trio.fail_after(2 * PATIENCE):
         process = await start(command)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -147,7 +148,7 @@ async def test_a_reader_who_has_seen_enough_is_no_trouble(command: Command) -> N
 async def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(command: Command) -> None:
     """A signal comes through while the output is stuck."""
     many_lines(command.directory / "events")
-    with trio.fail_after(60):
+    with trio.fail_after(2 * PATIENCE):
         process = await start(command)
         assert process.stdout is not None
         assert process.stderr is not None

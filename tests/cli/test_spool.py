@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from patience import PATIENCE
 from trimaran._pipeline import wire
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import SpoolFile
@@ -125,9 +126,10 @@ async def die(nursery: trio.Nursery, command: Command, url: str) -> None:
         )
     )
     assert process.stdout is not None
-    assert await process.stdout.receive_some() == b"safe"
-    process.kill()
-    await process.wait()
+    with trio.fail_after(PATIENCE):
+        assert await process.stdout.receive_some() == b"safe"
+        process.kill()
+        await process.wait()
 
 
 async def test_nothing_waits(command: Command) -> None:
