@@ -23,9 +23,9 @@ from typing import Any
 import httpx
 import rotel  # type: ignore[import-untyped]  # it has no types
 
+from patience import PATIENCE
+
 TOKEN = "x-datadog-test-session-token"
-START_TIMEOUT = 30.0
-"""Seconds, of real time: a busy machine starts a program slowly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class TestAgent:
         answer = httpx.get(
             f"{self.url}/test/session/{what}",
             params={"test_session_token": token},
-            timeout=START_TIMEOUT,
+            timeout=PATIENCE,
             trust_env=False,
         )
         answer.raise_for_status()
@@ -144,14 +144,14 @@ def running(command: list[str], port: int) -> Iterator[None]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(5)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until somebody listens."""
-    until = time.monotonic() + START_TIMEOUT
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

@@ -12,6 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 import trimaran
 from conftest import LoopbackEndpoint
+from patience import PATIENCE
 from trimaran.langfuse import langfuse_settings, langfuse_transport
 
 KEYS = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": "sk-lf-s3cret"}
@@ -26,7 +27,11 @@ async def test_a_session_as_langfuse_takes_it(endpoint: LoopbackEndpoint) -> Non
         environ={**KEYS, "LANGFUSE_BASE_URL": endpoint.url}, tags=["nightly"], environment="ci"
     )
     async with trimaran.open_telemetry(
-        "test", version="1.0", environ=endpoint.environ(), transport=transport
+        "test",
+        version="1.0",
+        environ=endpoint.environ(),
+        transport=transport,
+        settings=trimaran.Settings(drain_timeout=PATIENCE),
     ) as telemetry:
         async with telemetry.session(session_id="sitzung ß", agent="build") as session:
             session.command("init")

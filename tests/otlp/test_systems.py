@@ -15,6 +15,7 @@ import trio
 import trimaran
 from otlp.conftest import COLLECTED
 from otlp.systems import TOKEN, ReadSpan, TestAgent
+from patience import PATIENCE
 from trimaran._trace import trace_of
 from trimaran.otlp import OtlpSettings, OtlpTransport
 
@@ -94,7 +95,7 @@ async def recording(
         version="0.5.7",
         environ={"TEST_TELEMETRY_URL": url},
         transport=recorder,
-        settings=trimaran.Settings(drain_timeout=30),
+        settings=trimaran.Settings(drain_timeout=PATIENCE),
     ) as telemetry:
         yield telemetry, recorder
     await recorder.aclose()
@@ -327,7 +328,7 @@ async def test_a_session_through_a_collector(
 
     trace_id = trace_of(f"{token}-collected").trace_id
     spans: list[ReadSpan] = []
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE):
         while not spans:  # it gathers batches of its own, and tells nobody when they are out
             spans = [s for s in test_agent.spans(COLLECTED) if s.trace_id == trace_id]
             await trio.sleep(0.02)

@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ReadSpan
 
 import trimaran
 from conftest import LoopbackEndpoint, Received
+from patience import PATIENCE
 from trimaran.otlp import MLFLOW, OtlpSettings, OtlpTransport
 from trimaran.otlp.transport import _MOST_SESSIONS
 
@@ -365,7 +366,7 @@ async def test_a_session_counts_what_a_server_refuses(
         "test",
         environ=endpoint.environ(),
         transport=opened(),
-        settings=trimaran.Settings(retry_initial=0.01),
+        settings=trimaran.Settings(retry_initial=0.01, drain_timeout=PATIENCE),
     ) as telemetry:
         async with telemetry.session(announce=False) as session:
             for _ in range(3):

@@ -16,6 +16,7 @@ import trio
 import zstandard
 from starlette.routing import Route
 
+from patience import PATIENCE
 from trimaran.receiver import Receiver, create_app, open_store, run_receiver
 from trimaran.receiver.limits import READ_TIMEOUT
 from trimaran.receiver.server import serve
@@ -36,7 +37,9 @@ def body(*events: Any, session_id: str = "s", **envelope: Any) -> bytes:
 
 @asynccontextmanager
 async def client_of(receiver: Receiver, **options: Any) -> AsyncGenerator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False, **options) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE, **options
+    ) as client:
         yield client
 
 
@@ -480,7 +483,7 @@ async def test_a_bug_is_a_500_that_tells_nothing(
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         nursery.start_soon(partial(serve, create_app(store), listeners, grace=1))
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE) as client:
             answer = await client.post(INGEST, content=body(event()), headers=JSON)
         nursery.cancel_scope.cancel()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from starlette.routing import Route
 
+from patience import PATIENCE
 from trimaran._events import BUILT_IN_EVENTS
 from trimaran.receiver import Receiver, create_app, open_store, run_receiver
 from trimaran.receiver.ingest import BadBody, TooManyEvents, parse
@@ -61,7 +62,9 @@ async def test_it_names_every_route(tmp_path: Path) -> None:
 
 async def test_a_receiver_gives_its_own(receiver: Receiver) -> None:
     """As JSON, with the limits that it was started with."""
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         answer = await client.get("/openapi.json")
 
     assert answer.headers["content-type"] == "application/json"
@@ -248,7 +251,9 @@ async def test_what_is_answered_is_described(
 ) -> None:
     """Its status, its type, its content, and the headers that come with it."""
     receiver = await started(nursery, tmp_path)
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         await client.request(**asked)
         answer = await client.request(**asked)
 
@@ -263,7 +268,9 @@ async def test_a_store_that_is_away_is_described(
     """As a 503 that says when to come again."""
     receiver = await started(nursery, tmp_path)
     receiver.database.unlink()
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         answer = await client.request(**(post() if path == INGEST else get(path)))
 
     assert answer.status_code == 503

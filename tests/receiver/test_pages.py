@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patience import PATIENCE
 from trimaran._events import BUILT_IN_EVENTS
 from trimaran.receiver import Receiver
 from trimaran.receiver.ingest import BadBody, parse
@@ -328,7 +329,9 @@ def test_hostile_content_is_only_shown() -> None:
 
 async def test_the_headers_forbid_what_the_page_does_not_need(receiver: Receiver) -> None:
     """Only the one style sheet, by its hash: should an escape ever fail, nothing runs."""
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         for path, status in (("/", 200), ("/sessions/none", 404), ("/nothing", 404)):
             answer = await client.get(path)
             style = Page(answer.text).style
@@ -346,7 +349,9 @@ async def test_pages_are_made_of_what_was_stored(receiver: Receiver) -> None:
     """From a post to the pages that a person opens."""
     events = [event("n", session_id="s", n=number) for number in range(PAGE + 1)]
     body = {"session_id": "s", "timestamp": 1, "events": events}
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         await client.post("/api/observability/ingest", json=body)
 
         assert f" 0 ms {PAGE + 1} 0 $0 0" in Page((await client.get("/")).text).text

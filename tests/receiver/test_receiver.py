@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 
+from patience import PATIENCE
 from trimaran.receiver import Receiver, StoreError, run_receiver
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - the tests of what that means
@@ -19,7 +20,9 @@ BATCH = b'{"session_id":"s","timestamp":1,"events":[{"type":"n","timestamp":1,"s
 
 
 async def post(receiver: Receiver) -> int:
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         headers = {"content-type": "application/json"}
         return (await client.post(INGEST, content=BATCH, headers=headers)).status_code
 
@@ -144,7 +147,7 @@ async def test_whoever_opens_it_to_the_network_is_warned(
     assert one.open_to_network
     assert two.open_to_network
 
-    async with httpx.AsyncClient(base_url=two.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=two.url, trust_env=False, timeout=PATIENCE) as client:
         answer = await client.get("/healthz", headers={"host": "receiver.example"})
         assert answer.status_code == 200
         answer = await client.get("/api/sessions", headers={"host": "receiver.example"})

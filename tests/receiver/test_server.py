@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from patience import PATIENCE
 from trimaran.receiver.server import serve
 
 Message = dict[str, Any]
@@ -88,7 +89,7 @@ async def test_requests_are_answered_on_one_connection(nursery: trio.Nursery) ->
 
 async def test_an_idle_connection_does_not_hold_it_up(nursery: trio.Nursery) -> None:
     """It is closed at once, long before the grace is over; so is one that never spoke."""
-    served = await serving(nursery, hello, grace=60)
+    served = await serving(nursery, hello, grace=PATIENCE)
     async with await served.connect() as used, await served.connect() as silent:
         await used.send_all(GET)
         await answer_of(used)
@@ -96,12 +97,12 @@ async def test_an_idle_connection_does_not_hold_it_up(nursery: trio.Nursery) -> 
 
         assert await used.receive_some() == b""
         assert await silent.receive_some() == b""
-    assert served.took < 5
+    assert served.took < PATIENCE / 2
 
 
 async def test_nobody_is_let_in_after_the_cancel(nursery: trio.Nursery) -> None:
     """The listeners are closed."""
-    served = await serving(nursery, hello, grace=60)
+    served = await serving(nursery, hello, grace=PATIENCE)
     await served.stop()
 
     with pytest.raises(OSError, match="connect"):
@@ -117,7 +118,7 @@ async def test_a_request_under_way_is_answered(nursery: trio.Nursery) -> None:
         await go_on.wait()
         await respond(send, b"hello")
 
-    served = await serving(nursery, slow, grace=60)
+    served = await serving(nursery, slow, grace=PATIENCE)
     async with await served.connect() as stream:
         await stream.send_all(GET)
         await started.wait()
@@ -150,7 +151,7 @@ async def test_one_that_takes_too_long_is_cut_off(nursery: trio.Nursery) -> None
 
         assert cancelled.is_set()
         assert await answer_of(stream) == b""
-    assert 0.05 <= served.took < 5
+    assert 0.05 <= served.took < PATIENCE / 2
 
 
 async def big(scope: Any, receive: Any, send: Send) -> None:
@@ -159,13 +160,13 @@ async def big(scope: Any, receive: Any, send: Send) -> None:
 
 async def test_a_client_that_does_not_read_is_cut_off(nursery: trio.Nursery) -> None:
     """It cannot keep the server from ending, though hypercorn shields the writing."""
-    served = await serving(nursery, big, grace=0.05)
+    served = await serving(nursery, big, grace=0.05, write_timeout=PATIENCE)
     async with await served.connect() as stream:
         await stream.send_all(GET)
         await stream.receive_some(1)
         await served.stop()
 
-    assert 0.05 <= served.took < 5
+    assert 0.05 <= served.took < PATIENCE / 2
 
 
 async def test_a_client_that_does_not_read_is_given_up(nursery: trio.Nursery) -> None:
@@ -176,11 +177,11 @@ async def test_a_client_that_does_not_read_is_given_up(nursery: trio.Nursery) ->
         await big(scope, receive, send)
         finished.set()
 
-    served = await serving(nursery, watched, grace=60, write_timeout=0.05)
+    served = await serving(nursery, watched, grace=PATIENCE, write_timeout=0.05)
     async with await served.connect() as stream:
         await stream.send_all(GET)
         await finished.wait()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await received_until_it_ends(stream) < len(BIG)
 
 
@@ -199,7 +200,7 @@ async def test_a_cancel_before_the_first_request_ends_it(nursery: trio.Nursery) 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     with trio.CancelScope() as scope:
         scope.cancel()
-        await serve(hello, listeners, grace=60)
+        await serve(hello, listeners, grace=PATIENCE)
 
     assert scope.cancelled_caught
     with pytest.raises(trio.ClosedResourceError):
@@ -214,7 +215,7 @@ async def test_a_bug_breaks_one_connection_off(
     client.initiate_connection()
     headers = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"localhost")]
     client.send_headers(1, [*headers, (b":path", b"/\xff")], end_stream=True)
-    served = await serving(nursery, hello, grace=60)
+    served = await serving(nursery, hello, grace=PATIENCE)
     async with await served.connect() as stream:
         await stream.send_all(client.data_to_send())
         while await stream.receive_some():
@@ -232,7 +233,7 @@ async def test_an_ordinary_request_is_not_logged(
 ) -> None:
     """A line for each would be more than what it tells of."""
     caplog.set_level(logging.DEBUG)
-    served = await serving(nursery, hello, grace=60)
+    served = await serving(nursery, hello, grace=PATIENCE)
     async with await served.connect() as stream:
         await stream.send_all(GET)
         await answer_of(stream)
@@ -243,7 +244,7 @@ async def test_an_ordinary_request_is_not_logged(
 
 async def test_many_requests_may_use_one_connection(nursery: trio.Nursery) -> None:
     """It is not closed after a thousand."""
-    served = await serving(nursery, hello, grace=60)
+    served = await serving(nursery, hello, grace=PATIENCE)
     async with await served.connect() as stream:
         for _ in range(1100):
             await stream.send_all(GET)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patience import PATIENCE
 from trimaran.receiver import Receiver
 from trimaran.receiver.database import APPLICATION_ID, MIGRATIONS
 from trimaran.receiver.limits import MAX_ANCESTORS, MAX_CHILDREN, MAX_FAMILY
@@ -27,7 +28,9 @@ INGEST = "/api/observability/ingest"
 
 @pytest.fixture
 async def client(receiver: Receiver) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         yield client
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from patience import PATIENCE
 from trimaran._pipeline.ledger import DropReason
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import SpoolFile
@@ -314,7 +315,10 @@ short.close()
         assert child.stdout is not None
         assert child.stdout.readline() == b"put\n"
         seen = subprocess.run(
-            [sys.executable, "-c", script + other, directory], check=True, capture_output=True
+            [sys.executable, "-c", script + other, directory],
+            check=True,
+            capture_output=True,
+            timeout=PATIENCE,
         )
         assert seen.stdout == b"[b'{}', b'{}', None]\n"
         child.stdin.write(b"go on\n")

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 import trimaran
+from patience import PATIENCE
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -446,7 +447,9 @@ async def test_without_a_spool_nothing_is_written(tmp_path: Path) -> None:
 
 async def test_in_a_thread_it_works_as_well(tmp_path: Path) -> None:
     """The way it runs for users: the disk in a thread, a real clock."""
-    settings = trimaran.Settings(spool=trimaran.Spool(directory=str(tmp_path)), strict=True)
+    settings = trimaran.Settings(
+        spool=trimaran.Spool(directory=str(tmp_path)), drain_timeout=PATIENCE, strict=True
+    )
     capture = Capture()
     async with (
         trimaran.open_telemetry(
@@ -493,7 +496,7 @@ async def test_the_file_is_closed_when_the_host_is_cancelled(tmp_path: Path) -> 
             ) as telemetry,
             telemetry.session() as session,
         ):
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 while not session.statistics().spooled:  # noqa: ASYNC110 - as below
                     await trio.sleep(0.01)
             scope.cancel()
@@ -504,7 +507,7 @@ async def test_the_file_is_closed_when_the_host_is_cancelled(tmp_path: Path) -> 
     async with trimaran.open_telemetry(
         "test", environ=ENVIRON, settings=settings, transport=ScriptedTransport()
     ) as telemetry:
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while telemetry.leftovers().delivered < left:  # noqa: ASYNC110 - a thread, not an event
                 await trio.sleep(0.01)
 
