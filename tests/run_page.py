@@ -47,7 +47,7 @@ LANGUAGES = {"python", "console", "sh", "json", "toml", "text"}
 SAYS = doctest.OutputChecker()
 LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 DIRECTIVE = re.compile(r"\{[\w:-]+\}")
-GRACE = 5.0
+GRACE = 20.0
 """Seconds that the background processes of a page have to end when they are asked to."""
 
 

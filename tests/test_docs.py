@@ -12,12 +12,13 @@ import pytest
 import trio
 
 from otlp.systems import running_test_agent
+from patience import PATIENCE
 from trimaran.receiver import run_receiver
 
 ROOT = Path(__file__).parent.parent
 RUN_PAGE = ROOT / "tests" / "run_page.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TIME_FOR_A_PAGE = 120
+TIME_FOR_A_PAGE = 4 * PATIENCE
 """Seconds, of real time: a page runs real processes."""
 
 

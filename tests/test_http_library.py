@@ -7,6 +7,7 @@ from pathlib import Path
 
 import trio
 
+from patience import PATIENCE
 from trimaran.receiver import run_receiver
 
 PROGRAM = """
@@ -14,7 +15,8 @@ import sys, trimaran, trio
 
 async def main():
     environ = {"ALTIMATE_TELEMETRY_URL": sys.argv[1]}
-    async with trimaran.open_telemetry("altimate", environ=environ) as telemetry:
+    settings = trimaran.Settings(drain_timeout=60)
+    async with trimaran.open_telemetry("altimate", environ=environ, settings=settings) as telemetry:
         async with telemetry.session(project_id="p") as session:
             session.command("init")
     assert session.statistics().delivered == 3
@@ -33,8 +35,9 @@ async def test_delivers_with_the_library_that_the_environment_names(
     """
     receiver = await nursery.start(partial(run_receiver, port=0, database=tmp_path / "store.db"))
 
-    result = await trio.run_process(
-        [sys.executable, "-c", PROGRAM, receiver.url], capture_stdout=True, capture_stderr=True
-    )
+    with trio.fail_after(PATIENCE):
+        result = await trio.run_process(
+            [sys.executable, "-c", PROGRAM, receiver.url], capture_stdout=True, capture_stderr=True
+        )
 
     assert result.stdout.decode().split() == [os.environ.get("TRIMARAN_TEST_HTTP_CORE", "httpcore")]

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trimaran
+from patience import PATIENCE
 from trimaran._pipeline.wire import LONGEST_PARENT, parent_headers
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import SpoolFile
@@ -40,7 +41,8 @@ def parents_in(requests: list[trimaran.Request]) -> list[str | None]:
 
 def telemetry_at(url: str, **named: Any) -> Any:
     """A telemetry that delivers there."""
-    return trimaran.open_telemetry("test", environ={"TEST_TELEMETRY_URL": url}, **named)
+    chosen = {"settings": trimaran.Settings(drain_timeout=PATIENCE), **named}
+    return trimaran.open_telemetry("test", environ={"TEST_TELEMETRY_URL": url}, **chosen)
 
 
 def spool_file(directory: Path, owner: str) -> SpoolFile:
@@ -58,7 +60,9 @@ def spool_file(directory: Path, owner: str) -> SpoolFile:
 
 async def stored(receiver: Receiver, session_id: str) -> dict[str, Any]:
     """What the receiver says of a session."""
-    async with httpx.AsyncClient(base_url=receiver.url, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=receiver.url, trust_env=False, timeout=PATIENCE
+    ) as client:
         answer = await client.get(f"/api/sessions/{quote(session_id, safe='')}")
     found: dict[str, Any] = answer.json()
     return found
@@ -201,7 +205,7 @@ async def test_a_session_in_a_thread_names_its_parent() -> None:
 async def test_what_is_left_on_disk_names_the_parent_later(tmp_path: Path) -> None:
     """Also in halves: the process that finds it knows nothing of the session."""
     settings = trimaran.Settings(
-        drain_timeout=0.3, spool=trimaran.Spool(directory=str(tmp_path / "state")), strict=True
+        drain_timeout=1.0, spool=trimaran.Spool(directory=str(tmp_path / "state")), strict=True
     )
     down = ScriptedTransport([trimaran.TransportError("down")] * 1000)
     async with telemetry_at("https://x.test", transport=down, settings=settings) as telemetry:
@@ -213,12 +217,13 @@ async def test_what_is_left_on_disk_names_the_parent_later(tmp_path: Path) -> No
                 for _ in range(2):
                     session.track(COMMAND)
                 await session.flush(timeout=0)
-                while session.statistics().spooled < 2:  # noqa: ASYNC110 - no event for it
-                    await trio.sleep(0.01)
+                with trio.fail_after(PATIENCE):
+                    while session.statistics().spooled < 2:  # noqa: ASYNC110 - no event for it
+                        await trio.sleep(0.01)
 
     capture = Capture([trimaran.Answer(413)])
     async with telemetry_at("https://x.test", transport=capture, settings=settings) as telemetry:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while telemetry.leftovers().delivered < 4:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.01)
 
@@ -261,19 +266,20 @@ async def main():
             os.kill(os.getpid(), 9)
 trio.run(main)
 """
-    killed = await trio.run_process(
-        [sys.executable, "-c", program],
-        env={"TEST_TELEMETRY_URL": endpoint.url},
-        check=False,
-        capture_stderr=True,
-    )
+    with trio.fail_after(PATIENCE):
+        killed = await trio.run_process(
+            [sys.executable, "-c", program],
+            env={"TEST_TELEMETRY_URL": endpoint.url},
+            check=False,
+            capture_stderr=True,
+        )
     assert killed.returncode == -9, killed.stderr
 
     endpoint.always(200)
     settings = trimaran.Settings(spool=trimaran.Spool(directory=str(tmp_path / "state")))
     before = len(endpoint.requests)
     async with telemetry_at(endpoint.url, settings=settings) as telemetry:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while not telemetry.leftovers().delivered:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.01)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE
+
 PUBLIC_MODULES = [
     "trimaran",
     "trimaran.langfuse",
@@ -131,7 +133,11 @@ def test_importing_is_light() -> None:
     program = f"import sys, trimaran; print(sorted(sys.modules.keys() & {set(NOT_IMPORTED)}))"
 
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
     assert (result.stdout, result.stderr) == ("[]\n", "")
@@ -145,6 +151,7 @@ def test_modules_can_be_imported_first(module_name: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
     )
 
     assert (result.returncode, result.stderr) == (0, "")

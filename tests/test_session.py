@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 import trimaran
+from patience import PATIENCE
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import Bundle
 from trimaran._pipeline.mailbox import Chunk
@@ -213,7 +214,8 @@ async def test_send_waits_for_room_and_loses_nothing(endpoint: LoopbackEndpoint)
 async def test_a_burst_delivers_the_mailboxs_worth_and_reports_the_rest() -> None:
     """50,000 calls without a checkpoint: 20,000 delivered, 30,000 counted and told."""
     capture = Capture()
-    async with capture.open() as telemetry, telemetry.session() as session:
+    settings = trimaran.Settings(drain_timeout=PATIENCE)
+    async with capture.open(settings=settings) as telemetry, telemetry.session() as session:
         assert await session.flush()
         for number in range(50_000):
             session.track(numbered(number))

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 import trimaran
+from patience import PATIENCE
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -718,7 +719,12 @@ def test_disabled_imports_and_creates_nothing(tmp_path: Any) -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
 
     assert done.stdout.strip() == "[]"
@@ -785,7 +791,11 @@ async def test_without_a_login_or_token_events_go_out_anonymously(
     """No token, no e-mail, to the URL from the environment."""
     async with (
         trimaran.open_telemetry(
-            "test", account=login, environ=endpoint.environ(), version="1.2"
+            "test",
+            account=login,
+            environ=endpoint.environ(),
+            version="1.2",
+            settings=trimaran.Settings(drain_timeout=PATIENCE),
         ) as telemetry,
         telemetry.session(project_id="p"),
     ):
@@ -801,7 +811,10 @@ async def test_an_account_without_a_token_is_not_told_of(endpoint: LoopbackEndpo
     known = trimaran.Account("https://x.test", "me@example.test")
     async with (
         trimaran.open_telemetry(
-            "test", account=Login(account=known, token=None), environ=endpoint.environ()
+            "test",
+            account=Login(account=known, token=None),
+            environ=endpoint.environ(),
+            settings=trimaran.Settings(drain_timeout=PATIENCE),
         ) as telemetry,
         telemetry.session() as session,
     ):
@@ -864,7 +877,8 @@ async def main():
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
             nursery.start_soon(cancel_on_signal)
-            async with trimaran.open_telemetry("test") as telemetry:
+            patient = trimaran.Settings(drain_timeout=30)
+            async with trimaran.open_telemetry("test", settings=patient) as telemetry:
                 async with telemetry.session(session_id="signalled"):
                     print("ready", flush=True)
                     await trio.sleep_forever()
@@ -887,11 +901,15 @@ async def test_a_signal_ends_in_time_with_the_end_delivered(
         env={**endpoint.environ(), "PATH": "/usr/bin:/bin"},
     )
     assert process.stdout is not None
-    assert (await process.stdout.receive_some()).strip() == b"ready"
+    try:
+        with trio.fail_after(PATIENCE):
+            assert (await process.stdout.receive_some()).strip() == b"ready"
 
-    process.send_signal(number)
-    with trio.fail_after(10):
-        assert await process.wait() == status
+            process.send_signal(number)
+            assert await process.wait() == status
+    finally:
+        process.kill()
+        await process.stdout.aclose()
 
     assert [event["type"] for event in endpoint.of("signalled")] == [
         "session_start",

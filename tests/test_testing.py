@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 import trimaran
+from patience import PATIENCE
 from trimaran import Answer, Request, StaticAccount, Tokens, TransportError
 from trimaran._host_events import HostEvents
 from trimaran.testing import Capture, CapturedBatch, ScriptedTransport
@@ -379,7 +380,7 @@ async def test_without_the_fixture_the_listener_would_notice(listener: socket.so
         environ={"ALTIMATE_TELEMETRY_URL": f"http://{host}:{port}"},
     ) as telemetry:
         async with telemetry.session():
-            with trio.fail_after(30):
+            with trio.fail_after(PATIENCE):
                 connection, _ = await trio.socket.from_stdlib_socket(listener).accept()
     connection.close()
 
@@ -437,7 +438,7 @@ def test_a_suite_of_somebody_else(
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)
     pytester.makepyfile(SUITE)
 
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=2 * PATIENCE)
 
     result.assert_outcomes(passed=4)
     assert connections(listener) == 0

@@ -72,8 +72,8 @@ async def test_fifty_agents_make_one_relay(world: World, endpoint: LoopbackEndpo
 
 
 async def _agent_that_hands_over(world: World, url: str, name: str) -> None:
-    # On a busy machine fifty interpreters take their time.
-    ended = await world.agent(url, name=name, drain_timeout=LONG)
+    # On a busy machine fifty interpreters take their time, also from the endpoint.
+    ended = await world.agent(url, name=name, drain_timeout=LONG, request_timeout=LONG)
     assert (ended.handed_over, ended.problems) == (8, [])
 
 
