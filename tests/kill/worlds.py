@@ -133,8 +133,8 @@ async def _live_and_die(world: World, life: str, seed: int, folder: Path, gate: 
     assert await line_of(process) == BEGUN
     slowness = max(1.0, (trio.current_time() - began) / BEGINNING)
     if orders.dies_at == "any time":
-        life = random.random() * random.choice([0.05, 0.2, LONGEST_LIFE])
-        await trio.sleep(life * slowness)
+        seconds = random.random() * random.choice([0.05, 0.2, LONGEST_LIFE])
+        await trio.sleep(seconds * slowness)
     else:
         with trio.move_on_after(LONGEST_WAIT * slowness):
             await process.wait()
