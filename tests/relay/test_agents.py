@@ -22,6 +22,7 @@ from patience import PATIENCE, status_of, untraced
 from trimaran._pipeline.batch import MOST_TOGETHER
 from trimaran._process import ProcessReceiveChannel, ProcessSendChannel, connect, listening
 from trimaran._relay import client as client_module
+from trimaran._relay.launch import launch
 from trimaran._relay.messages import (
     LISTENS,
     PROTOCOL,
@@ -104,9 +105,10 @@ class Relayed:
         *,
         problems: Problems | None = None,
         consent: Callable[[], bool] | None = None,
+        starts: Callable[[Orders], bool] = lambda _orders: False,
         **settings: object,
     ) -> AsyncIterator[trimaran.Telemetry]:
-        """An agent of it."""
+        """An agent of it; one that would start a process does what *starts* does."""
         chosen: dict[str, Any] = {
             "relay": self.relay(),
             "flush_interval": 0.01,
@@ -114,15 +116,17 @@ class Relayed:
             "drain_timeout": PATIENCE / 2,
             **settings,
         }
-        async with trimaran.open_telemetry(
-            "test",
-            account=account,
-            environ={"TEST_TELEMETRY_URL": url},
-            settings=trimaran.Settings(**chosen),
-            consent=consent,
-            on_problem=None if problems is None else problems.append,
-        ) as telemetry:
-            yield telemetry
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("trimaran._relay.way_out.launch", starts)
+            async with trimaran.open_telemetry(
+                "test",
+                account=account,
+                environ={"TEST_TELEMETRY_URL": url},
+                settings=trimaran.Settings(**chosen),
+                consent=consent,
+                on_problem=None if problems is None else problems.append,
+            ) as telemetry:
+                yield telemetry
 
     async def waits_for_token(self) -> None:
         """Wait until the one thing that it has is nothing that it can deliver."""
@@ -311,17 +315,12 @@ async def test_what_waits_for_a_token_keeps_no_relay_alive(
     """
     endpoint.rule = only("good")
     relayed = Relayed(tmp_path / "relay", nursery)
-    await relayed.start(idle_timeout=0.1)
-    bad = trimaran.StaticAccount(endpoint.url, "bad", email="ann@x.test")
-    async with relayed.agent(endpoint.url, bad) as telemetry:
-        await say(telemetry, "waits")
-    await relayed.ended()
-
-    await relayed.start(idle_timeout=0.1)
-    good = trimaran.StaticAccount(endpoint.url, "good", email="ann@x.test")
-    async with relayed.agent(endpoint.url, good) as telemetry:
-        await say(telemetry, "brings")
-    await relayed.ended()
+    for name, token in (("waits", "bad"), ("brings", "good")):
+        account = trimaran.StaticAccount(endpoint.url, token, email="ann@x.test")
+        async with relayed.agent(endpoint.url, account) as telemetry, trio.open_nursery() as agent:
+            agent.start_soon(say, telemetry, name)
+            await relayed.start(idle_timeout=1.0)  # it is looked for already
+        await relayed.ended()
 
     good_ones = [r for r in endpoint.requests if endpoint.rule(r).status == 200]
     assert sorted(r.batch["session_id"] for r in good_ones) == ["brings", "waits"]
@@ -376,10 +375,9 @@ def _is_of(request: Received, session: str) -> bool:
 
 
 async def test_a_relay_that_is_killed_is_started_again(
-    relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+    relayed: Relayed, endpoint: LoopbackEndpoint
 ) -> None:
     """The agent goes on with the next one; here, that is started by the test."""
-    monkeypatch.setattr("trimaran._relay.way_out.launch", lambda _orders: False)
     problems: Problems = []
     async with relayed.agent(endpoint.url, problems=problems) as telemetry:
         await say(telemetry, "first")
@@ -522,13 +520,9 @@ async def test_an_agent_that_is_not_served_sends_for_itself(
 
 
 async def test_an_older_relay_is_retired_and_replaced(
-    tmp_path: Path,
-    nursery: trio.Nursery,
-    endpoint: LoopbackEndpoint,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, nursery: trio.Nursery, endpoint: LoopbackEndpoint
 ) -> None:
     """The agent asks it to end, and starts its own."""
-    monkeypatch.setattr("trimaran._relay.way_out.launch", lambda _orders: False)
     relayed = Relayed(tmp_path / "relay", nursery)
     older = Refused(why=Refusal.PROTOCOL, reason="it is older", protocol=PROTOCOL - 1)
     heard: list[type[object]] = []
@@ -582,7 +576,7 @@ async def test_a_relay_that_cannot_be_started_is_done_without(
     (tmp_path / "relay").write_text("taken")
     problems: Problems = []
     async with Relayed(tmp_path / "relay", nursery).agent(
-        endpoint.url, problems=problems
+        endpoint.url, problems=problems, starts=launch
     ) as telemetry:
         books = await say(telemetry, "s")
 
@@ -782,7 +776,6 @@ async def test_consent_is_withdrawn_though_no_relay_hears_it(
     relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay is gone and no other can be started: nothing more goes out, and it is said."""
-    monkeypatch.setattr("trimaran._relay.way_out.launch", lambda _orders: False)
     endpoint.always(503)
     is_given = True
     problems: Problems = []
@@ -800,10 +793,9 @@ async def test_consent_is_withdrawn_though_no_relay_hears_it(
 
 
 async def test_withdrawn_consent_reaches_the_next_relay(
-    relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+    relayed: Relayed, endpoint: LoopbackEndpoint
 ) -> None:
     """The one that had the batches was killed; the one that took them over removes them."""
-    monkeypatch.setattr("trimaran._relay.way_out.launch", lambda _orders: False)
     endpoint.always(503)
     is_given = True
     async with relayed.agent(endpoint.url, consent=lambda: is_given) as telemetry:

@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,25 @@ class World:
             )
         return msgspec.json.decode(done.stdout, type=Ended)
 
-    def relays(self) -> list[int]:
-        """The processes that are a relay here, or would be."""
-        found: list[int] = []
+    def processes(self) -> dict[int, bytes]:
+        """Those that were told of the directory, and the words of each."""
+        found: dict[int, bytes] = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 with suppress(OSError):
                     words = (folder / "cmdline").read_bytes()
                     # A process that has ended has no words any more.
-                    is_one = b"\0-m\0trimaran._relay\0" in words and b"\0-c\0" not in words
-                    if is_one and os.fsencode(self.directory) in words:
-                        found.append(int(folder.name))
+                    if os.fsencode(self.directory) in words:
+                        found[int(folder.name)] = words
         return found
+
+    def relays(self) -> list[int]:
+        """The processes that are a relay here, or would be."""
+        return [
+            pid
+            for pid, words in self.processes().items()
+            if b"\0-m\0trimaran._relay\0" in words and b"\0-c\0" not in words
+        ]
 
     async def gone(self, within: float = LONG) -> None:
         """Wait until no relay is here."""
@@ -79,16 +87,26 @@ class World:
     def kill(self) -> int:
         """Kill whatever relay is here; how many that were."""
         relays = self.relays()
-        for pid in relays:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(relays)
         return len(relays)
+
+    def end(self) -> None:
+        """Kill whatever is here, or just beginning."""
+        while found := self.processes():
+            _kill(found)
+            time.sleep(0.05)
 
     def files(self) -> set[str]:
         """What lies in the directory."""
         return (
             {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
         )
+
+
+def _kill(processes: Iterable[int]) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -105,7 +123,7 @@ def open_world(directory: Path, **named: Any) -> Iterator[World]:
     try:
         yield world
     finally:
-        world.kill()
+        world.end()
 
 
 async def hung_endpoint(nursery: trio.Nursery) -> str:
