@@ -122,9 +122,10 @@ for number in range({count}):
     )
     ended = trio.run(main, orders)
     assert (ended.handed_over, ended.problems) == (3, []), ended
-    held = (len(os.listdir("/dev/fd")), [*threading.enumerate()])
+    held = (len(os.listdir("/dev/fd")), threading.active_count())
     before = before or held  # what the first left was imported
-    assert held == before, (number, held, before)
+    # A thread that trio keeps for its next call ends when that does not come for a while.
+    assert held[0] == before[0] and held[1] <= before[1], (number, held, before)
 """
 
 
