@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 
 from patience import PATIENCE, unmeasured
+
+pytestmark = pytest.mark.timeout(15 * PATIENCE)  # it measures everything, once
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +63,7 @@ async def test_measures_everything(tmp_path: Path) -> None:
 
     # Its processes are not measured for coverage: it says nothing of the library's tests,
     # and makes each of them many times slower.
-    with trio.fail_after(4 * PATIENCE):
+    with trio.fail_after(10 * PATIENCE):
         done = await trio.run_process(
             [sys.executable, "-m", "bench", "--quick", "--json", file],
             cwd=ROOT,

@@ -18,6 +18,8 @@ from patience import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+pytestmark = pytest.mark.timeout(15 * PATIENCE)  # they all run together, in the first test's setup
+
 PAGE = Path(__file__).parent.parent / "docs" / "delivery.md"
 START = 1
 LATER = 2

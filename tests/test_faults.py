@@ -17,6 +17,8 @@ from patience import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+pytestmark = pytest.mark.timeout(15 * PATIENCE)  # they all run together, in the first test's setup
+
 MOST_ATTEMPTS = 30
 """Of one session in a second and a half, with waits of 0.05 to 0.2 seconds between them."""
 LATE = PATIENCE / 3

@@ -19,6 +19,8 @@ from patience import PATIENCE
 if TYPE_CHECKING:
     Stored = Mapping[str, Sequence[str]]
 
+pytestmark = pytest.mark.timeout(15 * PATIENCE)  # many processes live and die in one test's setup
+
 SEEDS = range(2000, 2007)
 """Worlds in which more than twenty processes are killed; in some, several share a spool."""
 

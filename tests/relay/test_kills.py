@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import trio
 
+from patience import PATIENCE
+
 from .kills import AGENTS, Killed, faults_of, kill_relays
 from .steady import Said
+
+pytestmark = pytest.mark.timeout(15 * PATIENCE)  # many processes live and die in one test's setup
 
 KILLS = 4
 SECONDS = 10.0
