@@ -15,6 +15,7 @@ import trio.testing
 from msgspec.structs import replace
 
 import trimaran
+from patience import PATIENCE
 from trimaran import _children
 from trimaran._children import Children
 from trimaran._environment import Parent, parent_in, with_parent
@@ -254,7 +255,8 @@ async def gone(session: trimaran.Session) -> Parent:
     )
     parent = parent_of(session)
     path = f"{parent.socket}x"
-    await trio.run_process([sys.executable, "-c", program, path], check=False)
+    with trio.fail_after(PATIENCE):
+        await trio.run_process([sys.executable, "-c", program, path], check=False)
     return replace(parent, socket=path)
 
 

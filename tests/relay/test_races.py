@@ -311,7 +311,7 @@ async def test_what_two_have_handed_over_is_taken_back_by_either(
     assert (await _outlet_of(relayed)).dropped == {}
     assert await said_by(relayed, withdraws, endpoint.url, Withdraw()) == Taken()
 
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         while (await _outlet_of(relayed)).waiting:  # noqa: ASYNC110 - the relay is asked
             await trio.sleep(0.01)
     assert (await _outlet_of(relayed)).dropped == {"consent_withdrawn": 1}
