@@ -839,3 +839,51 @@ async def test_the_token_of_somebody_else_is_not_given_away(
         assert (outlet.waiting, outlet.waits_for_token) == (1, True)
 
     assert {r.headers["authorization"] for r in endpoint.requests} == {"Bearer anns"}
+
+
+EXPIRED = "header.eyJleHAiOjB9.signature"
+"""A JWT that says {"exp":0}."""
+
+
+async def test_nor_is_one_that_was_renewed_before_the_relay_was_found(
+    relayed: Relayed, endpoint: LoopbackEndpoint
+) -> None:
+    """The token that the agent began with is about to expire, and the next one is of another
+    account: it is not said in the hello, and what was to be handed over is not sent.
+    """
+    login = Switching(endpoint.url, "ann@x.test", [EXPIRED, "eves"])
+
+    async with relayed.agent(endpoint.url, login) as telemetry:
+        books = await say(telemetry, "s")
+
+    assert login.refreshes == 1
+    assert books.dropped == {"consent_withdrawn": 1}
+    assert endpoint.requests == []
+
+
+async def test_an_account_that_is_gone_hands_nothing_over(
+    relayed: Relayed, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the relay knows the agent already: it is looked for before each batch."""
+    monkeypatch.setattr("trimaran._endpoint.consent._ACCOUNT_INTERVAL", 0.0)
+    endpoint.always(503)
+    login = LoggingOut(endpoint.url, "ann@x.test", ["anns"])
+
+    async with relayed.agent(endpoint.url, login) as telemetry:
+        await say(telemetry, "before")
+        login.is_there = False
+        books = await say(telemetry, "after")
+
+    assert books.dropped == {"consent_withdrawn": 1}
+    assert login.asked_after >= 1
+
+
+class LoggingOut(Login):
+    """An account that may be gone; how often it was asked for then."""
+
+    is_there = True
+    asked_after = 0
+
+    async def account(self) -> trimaran.Account | None:
+        self.asked_after += not self.is_there
+        return self._account if self.is_there else None

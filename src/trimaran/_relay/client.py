@@ -275,8 +275,10 @@ class RelayClient:
         if self._tokens is None:
             return None
         with suppress(ConsentWithdrawn, TransportError):
+            token = await self._tokens.current()
+            # Only now is it known whose it is: it may just have been renewed.
             await self._consent.require(token_is_new=True)
-            return await self._tokens.current()
+            return token
         return None
 
     async def _listen(self, stream: trio.SocketStream, channel: ProcessSendChannel) -> None:
