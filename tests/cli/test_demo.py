@@ -197,7 +197,8 @@ async def test_a_signal_ends_agents_at_work(
         *("demo", tree, "--sessions", 3, "--database", "demo.sqlite", *options),
         environ={"TMPDIR": str(place)},
     )
-    await running.says("agent 3: ")
+    for agent in (1, 2, 3):
+        await running.says(f"agent {agent}: ")
     ended = await running.ends(number)
 
     assert await left_in(place) == []
