@@ -128,7 +128,7 @@ async def test_a_host_that_holds_a_lock_of_its_own_is_not_waited_for() -> None:
     lock = threading.Lock()
     holds, left = threading.Event(), threading.Event()
 
-    def put(event: Mark, time: float) -> None:
+    def put(event: Mark, time: float, _place: object) -> None:
         assert holds.wait(PATIENCE)
         side.ledger.track()
         if event.number == 1:
@@ -337,7 +337,7 @@ async def test_a_thread_that_is_in_the_middle_of_it_may_come_in_again() -> None:
     side = Side()
     again = [Mark(number=2)]
 
-    def put(event: Mark, time: float) -> None:
+    def put(event: Mark, time: float, _place: object) -> None:
         side.ledger.track()
         if again:
             side.inbox.put(again.pop(), time)

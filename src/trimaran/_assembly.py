@@ -30,12 +30,13 @@ from trimaran._settings import Settings, Spool
 from trimaran._shared import Shared
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
-from trimaran._transport import Request, Transport
+from trimaran._trace import TRACEPARENT, is_traceparent
+from trimaran._transport import Request, Transport, wants_spans
 
 if TYPE_CHECKING:
     from trimaran._relay.way_out import RelayedWayOut
 
-__all__ = ["Host", "assemble", "assemble_in_session", "look_up", "text_of"]
+__all__ = ["Host", "assemble", "assemble_in_session", "look_up", "text_of", "traceparent_of"]
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,8 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
         user_email=user_email,
         keeper=_spool_keeper(destination, host),
         parent=None,
+        wants_spans=wants_spans(host.transport),
+        traceparent=traceparent_of(host.environ.get(TRACEPARENT), host.diagnostics),
         ahead=ahead,
         beside=beside,
     )
@@ -123,6 +126,7 @@ def assemble_in_session(
         )
         if is_direct
         else None,
+        takes_spans=wants_spans(host.transport),
         consent=_consent(None, None, host),
         diagnostics=host.diagnostics,
     )
@@ -134,6 +138,8 @@ def assemble_in_session(
         user_email="" if account is None else text_of(account.email),
         keeper=None,
         parent=parent,
+        wants_spans=parent.wants_spans,
+        traceparent=parent.traceparent,
     )
     return shared, endpoint
 
@@ -208,6 +214,8 @@ def _shared(
     user_email: str,
     keeper: SpoolKeeper | None,
     parent: Parent | None,
+    wants_spans: bool,
+    traceparent: str,
     ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None = None,
     beside: Callable[[], Awaitable[object]] | None = None,
 ) -> Shared:
@@ -223,6 +231,8 @@ def _shared(
         tier=tier,
         environ=host.environ,
         has_own_transport=host.transport is not None,
+        wants_spans=wants_spans,
+        traceparent=traceparent,
         parent=parent,
         ahead=ahead,
         beside=beside,
@@ -296,3 +306,12 @@ def text_of(value: object) -> str:
     """A word of the host's context as text, whatever it gave."""
     plain = jsonable(value)
     return plain if isinstance(plain, str) else "" if plain is None else str(plain)
+
+
+def traceparent_of(value: object, diagnostics: Diagnostics) -> str:
+    """*value*, which came as a ``TRACEPARENT``; "" where it is none, which is told."""
+    text = text_of(value).strip()
+    if not text or is_traceparent(text):
+        return text
+    diagnostics.warn("telemetry traceparent ignored", reason="it is none that W3C knows")
+    return ""

@@ -125,6 +125,8 @@ async def attach(
         model_id=parent.model_id,
         provider_id=parent.provider_id,
         parent_session_id=parent.parent_session_id,
+        traceparent=parent.traceparent,
+        span_id=parent.span_id,
     )
     supervisor = Supervisor(shared)
     async with running(supervisor), supervisor.session(context, announce=False) as session:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import repeat
 from pathlib import Path
 
 import trio
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._events import Event
-from trimaran._handover import Unreadable, child_of, key_and_body, tracked_events
+from trimaran._handover import Unreadable, child_of, key_and_body, places_in, tracked_events
 from trimaran._host_events import HostEvents
 from trimaran._process import ProcessError, ProcessListener, ProcessReceiveChannel, listening
+from trimaran._spans import Place
 
 __all__ = ["Children"]
 
@@ -47,22 +49,25 @@ class Children:
 
     Args:
         name: unique over all sessions of this process.
-        take: hands an event over to the session, waiting for room.
+        take: hands an event over to the session, waiting for room; with its place among the
+            spans.
         refuse: told of an event of no use, which is to be counted.
         diagnostics: where trouble is told.
         environ: where the directory for sockets comes from.
         strict: whether a bug comes out.
+        with_places: whether children say which spans their events are.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        take: Callable[[Event], Awaitable[None]],
+        take: Callable[[Event, Place | None], Awaitable[None]],
         refuse: Callable[[], None],
         diagnostics: Diagnostics,
         environ: Mapping[str, str],
         strict: bool,
+        with_places: bool = False,
     ) -> None:
         self._name = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:24]
         self._hand_over = take
@@ -70,6 +75,7 @@ class Children:
         self._diagnostics = diagnostics
         self._environ = environ
         self._strict = strict
+        self._with_places = with_places
         self._opening = threading.Lock()
         self._listener: ProcessListener | None = None
         self._scope = trio.CancelScope()
@@ -151,11 +157,14 @@ class Children:
         async with known.turn:
             if key == known.last_key:
                 return
-            for number, event in enumerate(tracked_events(body, self._host_events), 1):
+            events = tracked_events(body, self._host_events, with_places=self._with_places)
+            places: Iterator[Place | None] = places_in(body) if self._with_places else repeat(None)
+            # The places may go on for ever.
+            for number, (event, place) in enumerate(zip(events, places, strict=False), 1):
                 if event is None:
                     self._refuse()
                 else:
-                    await self._hand_over(event)
+                    await self._hand_over(event, place)
                 if number % _EVENTS_BETWEEN_YIELDS == 0:
                     await trio.lowlevel.checkpoint()
             known.last_key = key

@@ -63,6 +63,12 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider_id: str = ""
     parent_session_id: str = ""
     """The session that this one works for, if it is that of a sub-agent."""
+    wants_spans: bool = False
+    """Whether events are to say which spans they are."""
+    traceparent: str = ""
+    """What the session's root stands below; "" for nothing."""
+    span_id: str = ""
+    """What the child stands below: the block in which it was started; "" for the root."""
 
     @property
     def is_on(self) -> bool:
@@ -78,19 +84,17 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 _OPTED_OUT = Parent(protocol=PROTOCOL)
 
 
-def with_parent(
-    base: Mapping[str, str], parent: Parent, *, traceparent: str | None
-) -> dict[str, str] | None:
+def with_parent(base: Mapping[str, str], parent: Parent) -> dict[str, str] | None:
     """A copy of *base* for a child that takes part in the session of *parent*.
 
-    *traceparent* is the session's own; its trace goes on in the child. None when there is
-    too much to say for an environment.
+    The session's trace goes on in the child. None when there is too much to say for an
+    environment.
     """
     described = _written(parent)
     if len(described) > LONGEST:
         return None
-    trace = trace_of(parent.session_id, traceparent)
-    return {**base, PARENT: described, TRACEPARENT: trace.parent}
+    trace = trace_of(parent.session_id, parent.traceparent)
+    return {**base, PARENT: described, TRACEPARENT: trace.below(parent.span_id or trace.span_id)}
 
 
 def without_consent(base: Mapping[str, str]) -> dict[str, str]:

@@ -17,11 +17,15 @@ from trimaran._environment import PROTOCOL
 from trimaran._events import BUILT_IN_EVENTS, UNSET, BuiltInEvent, Event, ToolCall, read_back
 from trimaran._host_events import HostEvents, UnusableEvent
 from trimaran._pipeline.mailbox import MOST_MILLISECONDS
+from trimaran._spans import Place, span_number
 
-__all__ = ["Unreadable", "child_of", "frame_of", "key_and_body", "tracked_events"]
+__all__ = ["Unreadable", "child_of", "frame_of", "key_and_body", "places_in", "tracked_events"]
 
 _HEAD = b"trimaran %d " % PROTOCOL
 _LONGEST_KEY = 1024
+
+_STAMPS = frozenset({"type", "timestamp", "session_id"})
+_PLACE = frozenset({"span_id", "parent_span_id"})
 
 
 class Unreadable(Exception):
@@ -32,11 +36,21 @@ class _Body(msgspec.Struct):
     events: list[BuiltInEvent]
 
 
+class _Ids(msgspec.Struct):
+    span_id: object = None
+    parent_span_id: object = None
+
+
+class _PlacedBody(msgspec.Struct):
+    events: list[_Ids]
+
+
 class _OddBody(msgspec.Struct):
     events: list[dict[str, Any]]
 
 
 _bodies = msgspec.json.Decoder(_Body)
+_placed_bodies = msgspec.json.Decoder(_PlacedBody)
 _odd_bodies = msgspec.json.Decoder(_OddBody)
 
 
@@ -65,21 +79,45 @@ def child_of(key: str) -> str:
     return key.rpartition("-")[0]
 
 
-def tracked_events(body: bytes, host_events: HostEvents) -> Iterator[Event | None]:
-    """The events in a batch, as they were tracked; None in the place of one of no use.
-
-    The number of a tool call and the tool before it are left to the session, so that
-    they hold over all its processes.
+def places_in(body: bytes) -> Iterator[Place | None]:
+    """Where the events of a batch stand among the spans, as the child has it; None for one of
+    which it does not say that.
 
     Raises:
         Unreadable: *body* is that of no batch.
     """
     try:
+        events = _placed_bodies.decode(body).events
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(type(error).__name__) from None
+    places = ((span_number(ids.span_id), span_number(ids.parent_span_id)) for ids in events)
+    return (place if any(place) else None for place in places)
+
+
+def tracked_events(
+    body: bytes, host_events: HostEvents, *, with_places: bool = False
+) -> Iterator[Event | None]:
+    """The events in a batch, as they were tracked; None in the place of one of no use.
+
+    The number of a tool call and the tool before it are left to the session, so that
+    they hold over all its processes.
+
+    Args:
+        body: the batch's.
+        host_events: classes for types of the host's own.
+        with_places: whether the child wrote ids of spans into its events, which are no fields
+            of theirs.
+
+    Raises:
+        Unreadable: *body* is that of no batch.
+    """
+    beside = _STAMPS | _PLACE if with_places else _STAMPS
+    try:
         plain: list[BuiltInEvent] = _bodies.decode(body).events
     except (msgspec.ValidationError, UnicodeDecodeError):
         # Types of the host's own, or values that a field is not declared for.
         odd = _odd_events(body)
-        return (_odd_event(values, host_events) for values in odd)
+        return (_odd_event(values, host_events, beside) for values in odd)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Unreadable(type(error).__name__) from None
     return (_unnumbered(event) for event in plain)
@@ -92,7 +130,9 @@ def _odd_events(body: bytes) -> list[dict[str, Any]]:
         raise Unreadable(type(error).__name__) from None
 
 
-def _odd_event(values: Mapping[str, Any], host_events: HostEvents) -> Event | None:
+def _odd_event(
+    values: Mapping[str, Any], host_events: HostEvents, beside: frozenset[str]
+) -> Event | None:
     name = values.get("type")
     if not isinstance(name, str):
         return None
@@ -100,11 +140,7 @@ def _odd_event(values: Mapping[str, Any], host_events: HostEvents) -> Event | No
     try:
         if kind is not None:
             return _unnumbered(read_back(values, kind))
-        own = {
-            field: value
-            for field, value in values.items()
-            if field not in {"type", "timestamp", "session_id"}
-        }
+        own = {field: value for field, value in values.items() if field not in beside}
         return host_events.make(name, own, _timestamp(values.get("timestamp")))
     except (UnusableEvent, TypeError):
         return None

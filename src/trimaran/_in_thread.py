@@ -75,6 +75,7 @@ class ThreadTelemetry:
         provider_id: str = "",
         session_id: str | None = None,
         parent_session_id: str | None = None,
+        traceparent: str | None = None,
         announce: bool = True,
     ) -> Generator[ThreadSession]:
         """Open a session: ``with telemetry.session(...) as session``.
@@ -97,6 +98,7 @@ class ThreadTelemetry:
             provider_id=provider_id,
             session_id=session_id,
             parent_session_id=parent_session_id,
+            traceparent=traceparent,
             announce=announce,
         )
         with (

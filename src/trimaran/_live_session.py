@@ -30,6 +30,7 @@ from trimaran._pipeline.collector import ToolSequence, collect
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
+from trimaran._pipeline.members import Members, OfSession
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.sender import Sender
 from trimaran._pipeline.spooler import MOST_WAITING, spool_batches
@@ -37,8 +38,8 @@ from trimaran._pipeline.wire import LONGEST_PARENT, Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
 from trimaran._shared import SessionContext, Shared
+from trimaran._spans import Block, Place, Spans, span_number
 from trimaran._spool.keeper import SpoolKeeper
-from trimaran._trace import TRACEPARENT
 
 __all__ = ["LiveSession"]
 
@@ -105,6 +106,9 @@ class LiveSession(Session):
         )
         self._parent_id = self._parent_that_can_be_named(context.parent_session_id)
         self._key_prefix = shared.new_id()
+        self._spans = (
+            Spans(self._key_prefix, span_number(context.span_id)) if shared.wants_spans else None
+        )
         self._children = Children(
             self._key_prefix,
             take=self._take_from_child,
@@ -112,6 +116,7 @@ class LiveSession(Session):
             diagnostics=shared.diagnostics,
             environ=shared.environ,
             strict=settings.strict,
+            with_places=shared.wants_spans,
         )
         self._pid = os.getpid()
         self._stages: trio.Nursery | None = None
@@ -145,11 +150,13 @@ class LiveSession(Session):
         return self._context.session_id
 
     @trio.lowlevel.enable_ki_protection
-    def track(self, event: Event) -> None:
-        """See :meth:`Session.track`."""
+    def track(self, event: Event, place: Place | None = None) -> None:
+        """See :meth:`Session.track`. Given a *place*, that is where it stands among the spans."""
+        if place is None and self._spans is not None:
+            place = self._spans.here()
         if threading.get_ident() == self._thread:
             try:
-                self._mailbox.put(event)
+                self._mailbox.put(event, None, place)
             except Exception as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
                 self.ledger.drop(DropReason.BUG)
                 self._tell_bug(bug)
@@ -159,15 +166,16 @@ class LiveSession(Session):
         except Exception:  # noqa: BLE001 - a clock is the host's own code
             self._inbox.lose(DropReason.BUG)
         else:
-            self._inbox.put(event, now)
+            self._inbox.put(event, now, place)
 
     @trio.lowlevel.enable_ki_protection
-    async def send(self, event: Event) -> None:
-        """See :meth:`Session.send`."""
+    async def send(self, event: Event, place: Place | None = None) -> None:
+        """See :meth:`Session.send`; *place* as in :meth:`track`."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        place = self.here() if place is None else place
         try:
-            if not self._mailbox.put_if_room(event):
-                await self._mailbox.put_when_room(event)
+            if not self._mailbox.put_if_room(event, None, place):
+                await self._mailbox.put_when_room(event, None, place)
         except Exception as bug:  # noqa: BLE001 - as in track(); the event is in no book yet
             self.ledger.track()
             self.ledger.drop(DropReason.BUG)
@@ -176,6 +184,15 @@ class LiveSession(Session):
         if self._sends % _CALLS_BETWEEN_YIELDS == 0:
             # The event is in: a cancel that came now would say that it is not.
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def here(self) -> Place | None:
+        """Where an event stands among the spans that happens here and now; None for the
+        session's root, and where nobody wants to know.
+        """
+        return None if self._spans is None else self._spans.here()
+
+    def _block(self) -> Block | None:
+        return None if self._spans is None else self._spans.block()
 
     @trio.lowlevel.enable_ki_protection
     async def flush(self, *, timeout: float = 2.0) -> Flushed:
@@ -217,6 +234,7 @@ class LiveSession(Session):
         return GenerationMeasure(
             self.track,
             self._now,
+            self._block(),
             message_id=message_id,
             model_id=context.model_id if model_id is None else model_id,
             provider_id=context.provider_id if provider_id is None else provider_id,
@@ -227,27 +245,34 @@ class LiveSession(Session):
         self, tool_name: str, *, message_id: str = "", category: str | None = None
     ) -> ToolMeasure:
         """See :meth:`Session.tool_call`."""
-        return ToolMeasure(self.track, self._now, self._tools, tool_name, message_id, category)
+        block = None if self._spans is None else self._spans.block()
+        return ToolMeasure(
+            self.track, self._now, self._tools, tool_name, message_id, category, block
+        )
 
     def bridge_call(self, method: str) -> BridgeMeasure:
         """See :meth:`Session.bridge_call`."""
-        return BridgeMeasure(self.track, self._now, method)
+        return BridgeMeasure(self.track, self._now, method, self._block())
 
     @trio.lowlevel.enable_ki_protection
     def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """See :meth:`Session.to_env`."""
         base = os.environ if base is None else base
+        above = 0 if self._spans is None else self._spans.above()
+        span_id = f"{above:016x}" if above else ""
+        parent = self._shared.parent
         environ = with_parent(
             base,
-            self._as_parent() if self._shared.parent is None else self._shared.parent,
-            traceparent=self._shared.environ.get(TRACEPARENT),
+            self._as_parent(span_id)
+            if parent is None
+            else msgspec.structs.replace(parent, span_id=span_id),
         )
         if environ is None:
             self._diagnostics.warn("telemetry takes no children", reason="its context is too long")
             return without_parent(base)
         return environ
 
-    def _as_parent(self) -> Parent:
+    def _as_parent(self, span_id: str) -> Parent:
         """What children are told; somebody listens for them from now on."""
         place = self._children.place()
         if threading.get_ident() == self._thread:
@@ -260,6 +285,7 @@ class LiveSession(Session):
             pid=self._pid,
             socket=None if place is None else str(place),
             is_over=self._children.is_over,
+            span_id=span_id,
         )
 
     def _await_children(self) -> None:
@@ -272,9 +298,9 @@ class LiveSession(Session):
         await self._children.run()
         self._finish()
 
-    async def _take_from_child(self, event: Event) -> None:
-        if not self._mailbox.put_if_room(event, from_child=True):
-            await self._mailbox.put_when_room(event, from_child=True)
+    async def _take_from_child(self, event: Event, place: Place | None) -> None:
+        if not self._mailbox.put_if_room(event, None, place, from_child=True):
+            await self._mailbox.put_when_room(event, None, place, from_child=True)
         self.ledger.from_children += 1
 
     def _refuse_from_child(self) -> None:
@@ -365,6 +391,7 @@ class LiveSession(Session):
                         context=self._wire_context,
                         parent_session_id=self._parent_id,
                         key_prefix=self._key_prefix,
+                        members=self._members(),
                         ledger=self.ledger,
                         drop=self._drop,
                         wall_clock=self._wall_clock,
@@ -426,6 +453,12 @@ class LiveSession(Session):
             )
         )
         return from_spooler
+
+    def _members(self) -> Members | None:
+        """What goes out beside the origin's wire; None where nobody wants it."""
+        if self._spans is None:
+            return None
+        return Members(self._spans, OfSession(self._shared.app, self._context.traceparent))
 
     def _parent_that_can_be_named(self, session_id: str) -> str:
         """*session_id*, or "" where it is too long for a header."""

@@ -26,6 +26,7 @@ from trimaran._events import (
 )
 from trimaran._pipeline.collector import ToolSequence
 from trimaran._pipeline.encoder import class_name, inherits
+from trimaran._spans import Block, Place
 
 __all__ = [
     "BridgeMeasure",
@@ -80,20 +81,26 @@ def error_text(error: BaseException) -> str:
 
 
 class _Track(Protocol):
-    def __call__(self, event: Event, /) -> None: ...
+    def __call__(self, event: Event, place: Place | None = None, /) -> None: ...
 
 
 class _Measure(abc.ABC):
-    """A block under measurement, by a monotonic clock; entered once."""
+    """A block under measurement, by a monotonic clock; entered once.
 
-    __slots__ = ("_begun", "_now", "_track")
+    *block* is the same as a span, where somebody wants that.
+    """
 
-    def __init__(self, track: _Track, now: Callable[[], float]) -> None:
+    __slots__ = ("_begun", "_block", "_now", "_track")
+
+    def __init__(self, track: _Track, now: Callable[[], float], block: Block | None) -> None:
         self._track = track
         self._now = now
+        self._block = block
         self._begun = 0.0
 
     def __enter__(self) -> Self:
+        if self._block is not None:
+            self._block.enter()
         self._begun = self._now()
         return self
 
@@ -104,7 +111,11 @@ class _Measure(abc.ABC):
         traceback: TracebackType | None,
     ) -> None:
         duration_ms = round((self._now() - self._begun) * 1000)
-        self._track(self._event(duration_ms, error))
+        if self._block is None:
+            self._track(self._event(duration_ms, error))
+        else:
+            place = self._block.leave()
+            self._track(self._event(duration_ms, error), place)
 
     @abc.abstractmethod
     def _event(self, duration_ms: int, error: BaseException | None) -> Event:
@@ -127,8 +138,9 @@ class ToolMeasure(_Measure):
         name: str,
         message_id: str,
         category: str | None,
+        block: Block | None = None,
     ) -> None:
-        super().__init__(track, now)
+        super().__init__(track, now, block)
         self._tools = tools
         self._name = name
         self._message_id = message_id
@@ -161,8 +173,14 @@ class BridgeMeasure(_Measure):
 
     __slots__ = ("_method",)
 
-    def __init__(self, track: _Track, now: Callable[[], float], method: str) -> None:
-        super().__init__(track, now)
+    def __init__(
+        self,
+        track: _Track,
+        now: Callable[[], float],
+        method: str,
+        block: Block | None = None,
+    ) -> None:
+        super().__init__(track, now, block)
         self._method = method
 
     def _event(self, duration_ms: int, error: BaseException | None) -> Event:
@@ -187,13 +205,14 @@ class GenerationMeasure(_Measure):
         self,
         track: _Track,
         now: Callable[[], float],
+        block: Block | None = None,
         *,
         message_id: str,
         model_id: str,
         provider_id: str,
         agent: str,
     ) -> None:
-        super().__init__(track, now)
+        super().__init__(track, now, block)
         self._message_id = message_id
         self._model_id = model_id
         self._provider_id = provider_id

@@ -35,6 +35,10 @@ class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
     agent: str = ""
     model_id: str = ""
     provider_id: str = ""
+    traceparent: str = ""
+    """What its root stands below, as W3C Trace Context writes it; "" for nothing."""
+    span_id: str = ""
+    """What this process's part of it stands below, 16 hexadecimal digits; "" for the root."""
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +60,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str]
     has_own_transport: bool
     """Whether the host brought what sends."""
+    wants_spans: bool
+    """Whether events are to say which spans they are."""
+    traceparent: str
+    """What the roots of its sessions stand below, unless a session says otherwise; "" for
+    nothing."""
     parent: Parent | None
     """The process whose session this one takes part in, if it is not its own."""
     ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None
@@ -74,7 +83,13 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """Gives a text that is unique over all of them, for all time."""
 
     def as_parent(
-        self, context: SessionContext, *, pid: int, socket: str | None, is_over: bool
+        self,
+        context: SessionContext,
+        *,
+        pid: int,
+        socket: str | None,
+        is_over: bool,
+        span_id: str,
     ) -> Parent:
         """What a child of a session is told.
 
@@ -83,6 +98,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             pid: of the process whose session it is.
             socket: where it takes children; None where it cannot.
             is_over: whether it has ended.
+            span_id: what the child stands below; "" for the session's root.
         """
         return Parent(
             protocol=PROTOCOL,
@@ -100,4 +116,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             model_id=context.model_id,
             provider_id=context.provider_id,
             parent_session_id=context.parent_session_id,
+            wants_spans=self.wants_spans,
+            traceparent=context.traceparent,
+            span_id=span_id,
         )

@@ -15,7 +15,7 @@ from random import Random
 import trio
 
 from trimaran._account import Account, AccountProvider
-from trimaran._assembly import Host, assemble, look_up, text_of
+from trimaran._assembly import Host, assemble, look_up, text_of, traceparent_of
 from trimaran._current import entered
 from trimaran._decision import Decision, opted_out, resolve
 from trimaran._diagnostics import Diagnostics
@@ -69,6 +69,7 @@ class Telemetry:
         provider_id: str = "",
         session_id: str | None = None,
         parent_session_id: str | None = None,
+        traceparent: str | None = None,
         announce: bool = True,
     ) -> AbstractAsyncContextManager[Session]:
         """Open a session: ``async with telemetry.session(...) as session``.
@@ -87,14 +88,19 @@ class Telemetry:
             parent_session_id: the session that this one works for, if it is that of a
                 sub-agent. Any text of up to 256 characters; a longer one is not sent, and
                 warned about. It goes out in a header, for the receiver to show the tree.
+            traceparent: what the session stands below in a trace of somebody else's, as W3C
+                Trace Context writes it; the trace goes on in this session, for destinations
+                that want spans, and in its child processes. ``TRACEPARENT`` in the
+                environment, if None. One that is none is warned about, and left out.
             announce: False makes neither ``session_start`` nor ``session_end``; for the
                 replay of a recorded session, whose own are among its events. What a
                 ``session_end`` tracked there leaves unset is filled in as ever.
         """
         if self._supervisor is None:
             return _silent(OPTED_OUT if self._decision.is_opt_out else SILENT)
+        shared = self._supervisor.shared
         if session_id is None:
-            session_id = self._supervisor.shared.new_id()
+            session_id = shared.new_id()
         return self._supervisor.session(
             SessionContext(
                 session_id=text_of(session_id),
@@ -103,6 +109,7 @@ class Telemetry:
                 agent=text_of(agent),
                 model_id=text_of(model_id),
                 provider_id=text_of(provider_id),
+                traceparent=traceparent_of(traceparent, shared.diagnostics) or shared.traceparent,
             ),
             announce=announce,
         )

@@ -16,10 +16,11 @@ import trio
 
 from trimaran._current import entered
 from trimaran._events import CommandSource, Event
+from trimaran._live_session import LiveSession
 from trimaran._log_context import named_in_logs
 from trimaran._pipeline.ledger import Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
-from trimaran._session import Flushed, Session, SilentSession
+from trimaran._session import Flushed, Session
 from trimaran._thread import BlockInThread, NoAnswer
 
 __all__ = ["ANSWER_GRACE", "DistantSession", "ThreadSession", "entered_from_afar"]
@@ -41,7 +42,7 @@ class DistantSession(Session):
         loop: where it lives.
     """
 
-    def __init__(self, session: Session, loop: BlockInThread[_Value]) -> None:
+    def __init__(self, session: LiveSession, loop: BlockInThread[_Value]) -> None:
         self._session = session
         self._loop = loop
 
@@ -60,7 +61,9 @@ class DistantSession(Session):
     async def send(self, event: Event) -> None:
         """See :meth:`Session.send`."""
         try:
-            await _awaited(self._loop.submit(partial(self._session.send, event)))
+            await _awaited(
+                self._loop.submit(partial(self._session.send, event, self._session.here()))
+            )
         except NoAnswer:
             self.track(event)  # counted as closed
 
@@ -75,7 +78,9 @@ class DistantSession(Session):
     def send_blocking(self, event: Event) -> None:
         """As :meth:`send`, holding up the thread."""
         try:
-            self._loop.wait(self._loop.submit(partial(self._session.send, event)))
+            self._loop.wait(
+                self._loop.submit(partial(self._session.send, event, self._session.here()))
+            )
         except NoAnswer:
             self.track(event)
 
@@ -241,7 +246,7 @@ def entered_from_afar(
 
     One that does nothing lives nowhere.
     """
-    if loop is None or isinstance(session, SilentSession):
+    if loop is None or not isinstance(session, LiveSession):
         with entered(session):
             yield ThreadSession(session)
         return

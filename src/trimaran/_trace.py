@@ -14,7 +14,7 @@ import hashlib
 import re
 from typing import NamedTuple
 
-__all__ = ["TRACEPARENT", "Trace", "trace_of"]
+__all__ = ["TRACEPARENT", "Trace", "is_traceparent", "trace_of"]
 
 TRACEPARENT = "TRACEPARENT"
 """The environment variable, as OpenTelemetry names it."""
@@ -40,7 +40,11 @@ class Trace(NamedTuple):
     @property
     def parent(self) -> str:
         """The value of ``TRACEPARENT`` for what the session starts."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+        return self.below(self.span_id)
+
+    def below(self, span_id: str) -> str:
+        """The value of ``TRACEPARENT`` for what is started inside the span of that id."""
+        return f"00-{self.trace_id}-{span_id}-{self.flags}"
 
 
 def trace_of(session_id: str, inherited: str | None = None) -> Trace:
@@ -53,6 +57,11 @@ def trace_of(session_id: str, inherited: str | None = None) -> Trace:
     found = None if inherited is None else _parsed(inherited)
     trace_id, flags = (_digest("trace", session_id)[:32], _SAMPLED) if found is None else found
     return Trace(trace_id, _digest("span", session_id)[:16], flags)
+
+
+def is_traceparent(value: str) -> bool:
+    """Whether *value* is what W3C Trace Context says of a ``TRACEPARENT``."""
+    return _parsed(value) is not None
 
 
 def _digest(what: str, session_id: str) -> str:

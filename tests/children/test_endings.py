@@ -40,7 +40,7 @@ def parent_of(session: trimaran.Session) -> Parent:
 
 def told(parent: Parent) -> dict[str, str]:
     """An environment that speaks of *parent*."""
-    environ = with_parent({}, parent, traceparent=None)
+    environ = with_parent({}, parent)
     assert environ is not None
     return environ
 
@@ -493,7 +493,7 @@ async def test_a_bug_in_taking_costs_one_connection(
     """Strict, it comes out."""
     problems: list[trimaran.Problem] = []
 
-    def bug(*_args: object) -> None:
+    def bug(*_args: object, **_named: object) -> None:
         raise RuntimeError("mine")
 
     monkeypatch.setattr(_children, "tracked_events", bug)
@@ -521,7 +521,7 @@ async def test_a_bug_in_taking_costs_one_connection(
         assert names(capture) == ["SessionStart", "SessionEnd"]
 
 
-async def forget(_event: trimaran.Event) -> None:
+async def forget(_event: trimaran.Event, _place: object) -> None:
     """Takes everything."""
     await trio.lowlevel.checkpoint()
 

@@ -46,7 +46,7 @@ PLAIN = Parent(protocol=PROTOCOL, tier=Tier.ANONYMOUS, app="test", session_id="s
 @given(PARENTS)
 def test_a_child_reads_what_its_parent_wrote(parent: Parent) -> None:
     """Whatever the host calls things; the variable is ASCII, and has no NUL."""
-    environ = with_parent({}, parent, traceparent=None)
+    environ = with_parent({}, parent)
 
     assert environ is not None
     assert environ[PARENT].isascii()
@@ -67,7 +67,7 @@ def test_anything_else_is_no_parent(written: str) -> None:
 @pytest.mark.parametrize("missing", ["app", "session_id"])
 def test_a_parent_has_a_session_and_an_app(missing: str) -> None:
     """Without a name there is nothing to take part in."""
-    environ = with_parent({}, PLAIN, traceparent=None)
+    environ = with_parent({}, PLAIN)
     assert environ is not None
     told = json.loads(environ[PARENT])
     del told[missing]
@@ -79,7 +79,7 @@ def test_the_base_is_left_as_it_is() -> None:
     """A copy is given, with two variables more; another parent's is replaced."""
     base = {"PATH": "/bin", PARENT: "another"}
 
-    environ = with_parent(base, PLAIN, traceparent=None)
+    environ = with_parent(base, PLAIN)
 
     assert base == {"PATH": "/bin", PARENT: "another"}
     assert environ is not None
@@ -94,7 +94,7 @@ def test_too_much_for_an_environment_is_not_said() -> None:
         protocol=PROTOCOL, tier=Tier.ANONYMOUS, app="test", session_id="s", project_id="p" * LONGEST
     )
 
-    assert with_parent({}, parent, traceparent=None) is None
+    assert with_parent({}, parent) is None
 
 
 def test_an_opt_out_goes_on() -> None:

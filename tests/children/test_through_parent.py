@@ -35,7 +35,7 @@ def told(socket: str | None, *, pid: int = 1, tier: str = "anonymous") -> dict[s
         socket=socket,
         url="https://x.test" if tier == "anonymous" else None,
     )
-    environ = with_parent({}, parent, traceparent=None)
+    environ = with_parent({}, parent)
     assert environ is not None
     return environ
 
@@ -148,7 +148,7 @@ async def test_a_child_goes_no_other_way_than_its_parents_host_has_chosen(
         parent = parent_in(session.to_env({}))
     assert parent is not None
     assert parent.has_own_transport
-    alone = with_parent({}, replace(parent, socket=None), traceparent=None)
+    alone = with_parent({}, replace(parent, socket=None))
     async with trimaran.attach(environ=alone) as child:
         child.track(INIT)
     async with trimaran.attach(environ=alone, transport=capture) as equipped:

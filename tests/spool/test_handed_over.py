@@ -225,11 +225,13 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(
     with closing(sqlite3.connect(tmp_path / "spool.db", isolation_level=None)) as database:
         database.execute("ALTER TABLE batches DROP COLUMN handed_by")
         database.execute("ALTER TABLE batches DROP COLUMN parent_session_id")
+        database.execute("ALTER TABLE batches DROP COLUMN traceparent")
         database.execute("PRAGMA user_version = 1")
 
     taken, _ = spool("new").take_over()
 
-    assert [(row.key, row.handed_by, row.parent_session_id) for row in taken] == [("a", "", "")]
+    [row] = taken
+    assert (row.key, row.handed_by, row.parent_session_id, row.traceparent) == ("a", "", "", "")
 
 
 def test_a_lock_whose_file_was_removed_is_none(

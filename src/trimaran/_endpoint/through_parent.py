@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import trio
+from msgspec.structs import replace
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import Endpoint
@@ -20,6 +21,7 @@ from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.pauses import Pauses
 from trimaran._environment import Parent
 from trimaran._handover import frame_of
+from trimaran._pipeline import wire
 from trimaran._pipeline.ledger import DropReason
 from trimaran._process import PeerClosed, ProcessError, ProcessSendChannel, connect
 from trimaran._transport import Answer, GivenUp, Request, TransportError
@@ -41,6 +43,7 @@ class ThroughParent:
         parent: whom to hand over to.
         direct: the endpoint itself, for when the parent is gone; None where nobody may send
             there.
+        takes_spans: whether that takes more than the origin's wire, as the parent may.
         consent: asked before every request.
         diagnostics: where a parent that is gone is told.
     """
@@ -50,11 +53,13 @@ class ThroughParent:
         parent: Parent,
         *,
         direct: Endpoint | None,
+        takes_spans: bool,
         consent: Consent,
         diagnostics: Diagnostics,
     ) -> None:
         self._parent = parent
         self._direct = direct
+        self._strips = parent.wants_spans and not takes_spans
         self._consent = consent
         self._diagnostics = diagnostics
         self._pauses = Pauses()
@@ -115,6 +120,8 @@ class ThroughParent:
                 self._diagnostics.warn("telemetry parent gone", reason=str(gone))
         if self._direct is None:
             raise GivenUp(DropReason.UNAUTHORIZED)
+        if self._strips:
+            request = _without_spans(request)
         return await self._direct.attempt(request, is_repeated=is_repeated, made=made)
 
     async def _handed_over(self, request: Request, made: Callable[[], None]) -> Answer:
@@ -179,6 +186,14 @@ class ThroughParent:
             self._channel.let_go()
         if self._direct is not None:
             self._direct.forked()
+
+
+def _without_spans(request: Request) -> Request:
+    """*request* as the origin's endpoint takes it."""
+    headers = {**request.headers}
+    for name in wire.trace_headers(wire.traceparent_of(headers)):
+        del headers[name]
+    return replace(request, headers=headers, body=wire.without_members(request.body))
 
 
 def _is_alive(pid: int) -> bool:

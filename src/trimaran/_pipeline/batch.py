@@ -83,6 +83,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """The losses that the reports speak of."""
     parent_session_id: str = ""
     """The session that the one of these events works for; "" for none."""
+    traceparent: str = ""
+    """What that session's root stands below; "" for nothing, and where nobody wants to know."""
     flushes: Sequence[Flush] = ()
     """Marks that are reached when this batch has its fate."""
     size: int = 0

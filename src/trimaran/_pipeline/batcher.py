@@ -22,6 +22,7 @@ from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.encoder import EncodeError, encode
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Chunk, Entry, Flush
+from trimaran._pipeline.members import Members
 from trimaran._pipeline.wire import Context, Stamper, body, stamped
 from trimaran._settings import Settings
 
@@ -142,6 +143,7 @@ async def batch_events(
     context: Context,
     parent_session_id: str = "",
     key_prefix: str,
+    members: Members | None = None,
     ledger: Ledger,
     drop: Callable[[Entry, DropReason], None],
     wall_clock: Callable[[], float],
@@ -159,6 +161,7 @@ async def batch_events(
         parent_session_id: the session that this one works for; beside the body, since that
             has no place for it.
         key_prefix: unique over all sessions of all time; a batch's key begins with it.
+        members: what is said beside the origin's wire, where the destination wants it.
         ledger: the session's books, for the losses to report.
         drop: told of an entry that cannot go out, and why.
         wall_clock: seconds since the epoch.
@@ -168,6 +171,7 @@ async def batch_events(
         context=context,
         parent_session_id=parent_session_id,
         key_prefix=key_prefix,
+        members=members,
         ledger=ledger,
         drop=drop,
         wall_clock=wall_clock,
@@ -189,6 +193,7 @@ class _Stage:
         context: Context,
         parent_session_id: str,
         key_prefix: str,
+        members: Members | None,
         ledger: Ledger,
         drop: Callable[[Entry, DropReason], None],
         wall_clock: Callable[[], float],
@@ -197,6 +202,7 @@ class _Stage:
         self._context = context
         self._parent_session_id = parent_session_id
         self._key_prefix = key_prefix
+        self._members = members
         self._ledger = ledger
         self._drop = drop
         self._wall_clock = wall_clock
@@ -237,10 +243,12 @@ class _Stage:
 
     def _take_in(self, chunk: Chunk) -> None:
         now = trio.current_time()
-        stamped, add = self._stamper.stamped, self._backlog.add
+        stamped, add, members = self._stamper.stamped, self._backlog.add, self._members
         for entry in chunk.entries:
             encoded = entry.encoded or _encoded(entry.event, self._event_bytes)
             if isinstance(encoded, bytes):
+                if members is not None:
+                    encoded = members.put_into(encoded, entry)
                 line = stamped(encoded, entry.time)
                 add(line, entry.size, urgent=entry.event.urgent, now=now)
             else:
@@ -253,14 +261,18 @@ class _Stage:
         time = self._wall_clock()
         reports = loss_reports(losses, time, self._session_id_json)
         events = [*reports, *bundle.events]
+        app, traceparent = ("", "") if self._members is None else self._members.of_session
         number, self._batches = self._batches, self._batches + 1
         return Batch(
             key=f"{self._key_prefix}-{number}",
-            body=body(self._context, events, timestamp=int(time * 1000)) if events else None,
+            body=body(self._context, events, timestamp=int(time * 1000), app=app)
+            if events
+            else None,
             events=len(events),
             reports=len(reports),
             losses=losses,
             parent_session_id=self._parent_session_id,
+            traceparent=traceparent,
             flushes=bundle.flushes,
             size=bundle.size,
         )

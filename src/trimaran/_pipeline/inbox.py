@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from trimaran._events import Event
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Mailbox
+from trimaran._spans import Place
 
 __all__ = ["Inbox"]
 
@@ -56,7 +57,7 @@ class Inbox:
         self._mailbox = mailbox
         self._ledger = ledger
         self._capacity = capacity
-        self._events: deque[tuple[Event, float]] = deque()
+        self._events: deque[tuple[Event, float, Place | None]] = deque()
         self._refused: deque[tuple[DropReason, int]] = deque()
         """What was refused and is in no book yet; each is in one place, or in a thread's hand."""
         self._is_called = False
@@ -64,14 +65,16 @@ class Inbox:
         after something was left, so that what was left is never overlooked."""
         self._ended = False
 
-    def put(self, event: Event, time: float) -> None:
-        """Leave *event*, tracked at *time* (since the epoch); from any thread, never raises."""
+    def put(self, event: Event, time: float, place: Place | None = None) -> None:
+        """Leave *event*, tracked at *time* (since the epoch) in that *place* among the spans;
+        from any thread, never raises.
+        """
         if self._ended:
             self._refuse(DropReason.CLOSED)
         elif len(self._events) >= self._capacity:
             self._refuse(DropReason.MAILBOX_FULL)
         else:
-            self._events.append((event, time))
+            self._events.append((event, time, place))
             if self._ended:  # meanwhile
                 self._close_out()
         self._call_for_events()
@@ -131,11 +134,11 @@ class Inbox:
     def _move(self, most: int) -> None:
         for _ in range(most):
             try:
-                event, time = self._events.popleft()
+                event, time, place = self._events.popleft()
             except IndexError:  # closed out meanwhile
                 break
             try:
-                self._mailbox.put(event, time)
+                self._mailbox.put(event, time, place)
             except Exception:  # noqa: BLE001 - raised here, it would end the whole trio run
                 self._ledger.drop(DropReason.BUG)
         for reason, count in self._take_refused().items():

@@ -186,6 +186,7 @@ class Sender:
                 "user-agent": f"trimaran/{__version__}",
                 "idempotency-key": batch.key,
                 **wire.parent_headers(batch.parent_session_id),
+                **wire.trace_headers(batch.traceparent),
             },
             body,
             batch.events,

@@ -7,6 +7,7 @@ Does not know: how requests are made, what an event means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote, unquote
 
@@ -24,15 +25,26 @@ __all__ = [
     "parent_of",
     "refused_indexes",
     "stamped",
+    "trace_headers",
+    "traceparent_of",
+    "without_members",
 ]
 
 INGEST_PATH = "/api/observability/ingest"
 
 _PARENT_HEADER = "trimaran-parent-session"
+_TRACE_HEADER = "traceparent"
 
 LONGEST_PARENT = 256
 """Characters of a parent's id that is sent. Encoded they take 3 KiB at most; servers take
 8 KiB or 16 KiB of headers, and refuse the request beyond that."""
+
+_TEXT = rb'"(?:[^"\\]|\\.)*"'
+
+_MEMBERS = re.compile(
+    rb'(\{"timestamp":\d+,"session_id":%b,)(?:"\w+":%b,)*(?="type":)' % (_TEXT, _TEXT)
+)
+"""An event's stamps, and what stands between these and its own members."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -46,13 +58,14 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str = ""
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, omit_defaults=True):
     session_id: str
     cli_version: str
     user_email: str
     project_id: str
     timestamp: int
     events: list[msgspec.Raw]
+    app: str = ""
 
 
 _bodies = msgspec.json.Decoder(_Body)
@@ -90,6 +103,18 @@ def parent_of(headers: Mapping[str, str]) -> str:
     return unquote(headers.get(_PARENT_HEADER, ""))
 
 
+def trace_headers(traceparent: str) -> dict[str, str]:
+    """The header that names what a session's root stands below, as W3C Trace Context has it;
+    none where it stands below nothing.
+    """
+    return {_TRACE_HEADER: traceparent} if traceparent else {}
+
+
+def traceparent_of(headers: Mapping[str, str]) -> str:
+    """What :func:`trace_headers` were made of."""
+    return headers.get(_TRACE_HEADER, "")
+
+
 def stamped(encoded: bytes, *, timestamp: int, session_id_json: bytes) -> bytes:
     """An encoded event with the session's stamps; *timestamp* in ms since the epoch.
 
@@ -124,14 +149,18 @@ class Stamper:
         return self._beginning + encoded[1:]
 
 
-def body(context: Context, events: Sequence[bytes], *, timestamp: int) -> bytes:
-    """The body of a batch; *timestamp* is when it was made, in ms since the epoch."""
+def body(context: Context, events: Sequence[bytes], *, timestamp: int, app: str = "") -> bytes:
+    """The body of a batch; *timestamp* is when it was made, in ms since the epoch.
+
+    *app* is the host's name, for a destination that takes more than the origin's endpoint.
+    """
+    host = b'"app":%b,' % _encode(app) if app else b""
     return b'{"session_id":%b,"cli_version":%b,"user_email":%b,"project_id":%b,' % (
         _encode(context.session_id),
         _encode(context.cli_version),
         _encode(context.user_email),
         _encode(context.project_id),
-    ) + b'"timestamp":%d,"events":[%b]}' % (timestamp, b",".join(events))
+    ) + b'%b"timestamp":%d,"events":[%b]}' % (host, timestamp, b",".join(events))
 
 
 def halves(whole: bytes) -> tuple[bytes, bytes]:
@@ -141,6 +170,13 @@ def halves(whole: bytes) -> tuple[bytes, bytes]:
     first = msgspec.structs.replace(parsed, events=parsed.events[:middle])
     second = msgspec.structs.replace(parsed, events=parsed.events[middle:])
     return _encode(first), _encode(second)
+
+
+def without_members(whole: bytes) -> bytes:
+    """A body without what the origin's endpoint does not know; see :func:`body`."""
+    parsed = _bodies.decode(whole)
+    events = [msgspec.Raw(_MEMBERS.sub(rb"\1", bytes(event), count=1)) for event in parsed.events]
+    return _encode(msgspec.structs.replace(parsed, events=events, app=""))
 
 
 def refused_indexes(answer: bytes, *, count: int) -> frozenset[int]:

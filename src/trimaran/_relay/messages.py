@@ -100,6 +100,7 @@ class HandedBatch(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     reports: int = 0
     parent_session_id: str = ""
+    traceparent: str = ""
 
 
 class Batches(msgspec.Struct, frozen=True, kw_only=True, tag="batches"):

@@ -166,6 +166,7 @@ class Outlet:
                         events=batch.events,
                         reports=batch.reports,
                         parent_session_id=batch.parent_session_id,
+                        traceparent=batch.traceparent,
                         handed_by=agent,
                     )
                     for batch in new.values()

@@ -163,4 +163,5 @@ def _batch_of(request: Request) -> HandedBatch:
         events=request.events,
         reports=request.reports,
         parent_session_id=wire.parent_of(request.headers),
+        traceparent=wire.traceparent_of(request.headers),
     )

@@ -76,6 +76,9 @@ ALTER TABLE batches ADD COLUMN handed_by TEXT NOT NULL DEFAULT '';
     """
 ALTER TABLE batches ADD COLUMN parent_session_id TEXT NOT NULL DEFAULT '';
 """,
+    """
+ALTER TABLE batches ADD COLUMN traceparent TEXT NOT NULL DEFAULT '';
+""",
 )
 """What makes each version of the tables out of the one before; the first out of nothing."""
 
@@ -161,6 +164,7 @@ class SpoolFile:
         reports: int,
         handed_by: str = "",
         parent_session_id: str = "",
+        traceparent: str = "",
     ) -> list[Evicted]:
         """Keep a batch; what had to make room for it, or was too old, is told.
 
@@ -176,8 +180,9 @@ class SpoolFile:
             database.execute(
                 "INSERT INTO batches"
                 " (key, position, owner, destination, created, events, reports, size, body,"
-                " handed_by, parent_session_id)"
-                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM batches",
+                " handed_by, parent_session_id, traceparent)"
+                " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+                " FROM batches",
                 (
                     key,
                     self._owner,
@@ -189,6 +194,7 @@ class SpoolFile:
                     body,
                     handed_by,
                     parent_session_id,
+                    traceparent,
                 ),
             )
             while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
@@ -253,9 +259,9 @@ class SpoolFile:
             for half, body, events, reports in halves:
                 database.execute(
                     "INSERT OR IGNORE INTO batches (key, position, owner, destination, created,"
-                    " events, reports, size, body, handed_by, parent_session_id)"
+                    " events, reports, size, body, handed_by, parent_session_id, traceparent)"
                     " SELECT ?, position, owner, destination, created, ?, ?, ?, ?, handed_by,"
-                    " parent_session_id FROM batches WHERE key = ?",
+                    " parent_session_id, traceparent FROM batches WHERE key = ?",
                     (half, events, reports, len(body), body, key),
                 )
             return database.execute("DELETE FROM batches WHERE key = ?", (key,)).rowcount > 0
@@ -283,11 +289,13 @@ class SpoolFile:
                         events=events,
                         reports=reports,
                         handed_by=handed_by,
-                        parent_session_id=parent_session_id,
+                        parent_session_id=parent,
+                        traceparent=traceparent,
                     )
-                    for key, events, reports, handed_by, parent_session_id in database.execute(
-                        "SELECT key, events, reports, handed_by, parent_session_id FROM batches"
-                        " WHERE owner = ? AND destination = ? ORDER BY position, key",
+                    for key, events, reports, handed_by, parent, traceparent in database.execute(
+                        "SELECT key, events, reports, handed_by, parent_session_id, traceparent"
+                        " FROM batches WHERE owner = ? AND destination = ?"
+                        " ORDER BY position, key",
                         (owner, self._destination),
                     )
                 ]

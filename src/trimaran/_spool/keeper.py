@@ -95,6 +95,7 @@ class SpoolKeeper:
                         reports=batch.reports,
                         handed_by=batch.handed_by,
                         parent_session_id=batch.parent_session_id,
+                        traceparent=batch.traceparent,
                     )
             self._evicted += evicted
 
@@ -224,6 +225,7 @@ class SpoolKeeper:
                     kept=kept,
                     handed_by=row.handed_by,
                     parent_session_id=row.parent_session_id,
+                    traceparent=row.traceparent,
                 )
             )
         self._book_withdrawal_since(withdrawals, *(row.key for row in taken))

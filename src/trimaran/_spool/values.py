@@ -42,6 +42,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """Whose it is, on the disk of a relay; see :func:`hands_of`."""
     parent_session_id: str = ""
     """The session that the one of its events works for."""
+    traceparent: str = ""
+    """What that session's root stands below."""
 
 
 class SpooledRow(msgspec.Struct, frozen=True, kw_only=True):

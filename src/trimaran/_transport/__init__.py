@@ -21,6 +21,7 @@ __all__ = [
     "Request",
     "Transport",
     "TransportError",
+    "wants_spans",
 ]
 
 ANSWER_LIMIT = 64 * 1024
@@ -74,7 +75,14 @@ class GivenUp(Exception):
 
 
 class Transport(Protocol):
-    """Makes single attempts. One transport serves all sessions of a telemetry."""
+    """Makes single attempts. One transport serves all sessions of a telemetry.
+
+    One with an attribute ``wants_spans`` that is True gets more than the origin's endpoint:
+    in each event of a body ``span_id`` and, where it happened inside a block,
+    ``parent_span_id``, each 16 hexadecimal digits; in ``session_end`` the agent and its model;
+    in the body ``app``, the host's name; and a header ``traceparent``, where the session
+    stands below something. It is looked up once.
+    """
 
     async def attempt(self, request: Request) -> Answer:
         """Post *request* once and give the answer, whatever its status.
@@ -91,3 +99,11 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Close what is open. May be cancelled, and closes then without grace."""
         ...
+
+
+def wants_spans(transport: Transport | None) -> bool:
+    """Whether *transport* asks for spans; HTTP to the origin's endpoint does not."""
+    try:
+        return getattr(transport, "wants_spans", False) is True
+    except Exception:  # noqa: BLE001 - it may be the host's own code
+        return False
