@@ -30,7 +30,7 @@ from trimaran._settings import Settings, Spool
 from trimaran._shared import Shared
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
-from trimaran._trace import TRACEPARENT, is_traceparent
+from trimaran._trace import TRACEPARENT, usable_traceparent
 from trimaran._transport import Request, Transport, wants_spans
 
 if TYPE_CHECKING:
@@ -310,8 +310,8 @@ def text_of(value: object) -> str:
 
 def traceparent_of(value: object, diagnostics: Diagnostics) -> str:
     """*value*, which came as a ``TRACEPARENT``; "" where it is none, which is told."""
-    text = text_of(value).strip()
-    if not text or is_traceparent(text):
-        return text
-    diagnostics.warn("telemetry traceparent ignored", reason="it is none that W3C knows")
-    return ""
+    text = text_of(value)
+    usable = usable_traceparent(text)
+    if text.strip() and not usable:
+        diagnostics.warn("telemetry traceparent ignored", reason="not as W3C Trace Context has it")
+    return usable

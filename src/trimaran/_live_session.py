@@ -152,7 +152,7 @@ class LiveSession(Session):
     @trio.lowlevel.enable_ki_protection
     def track(self, event: Event, place: Place | None = None) -> None:
         """See :meth:`Session.track`. Given a *place*, that is where it stands among the spans."""
-        if place is None and self._spans is not None:
+        if self._spans is not None and place is None:
             place = self._spans.here()
         if threading.get_ident() == self._thread:
             try:

@@ -14,7 +14,7 @@ import hashlib
 import re
 from typing import NamedTuple
 
-__all__ = ["TRACEPARENT", "Trace", "is_traceparent", "trace_of"]
+__all__ = ["TRACEPARENT", "Trace", "trace_of", "usable_traceparent"]
 
 TRACEPARENT = "TRACEPARENT"
 """The environment variable, as OpenTelemetry names it."""
@@ -55,13 +55,15 @@ def trace_of(session_id: str, inherited: str | None = None) -> Trace:
         inherited: a ``TRACEPARENT``; its trace goes on, if it is one.
     """
     found = None if inherited is None else _parsed(inherited)
-    trace_id, flags = (_digest("trace", session_id)[:32], _SAMPLED) if found is None else found
-    return Trace(trace_id, _digest("span", session_id)[:16], flags)
+    if found is None:
+        found = Trace(_digest("trace", session_id)[:32], "")
+    return found._replace(span_id=_digest("span", session_id)[:16])
 
 
-def is_traceparent(value: str) -> bool:
-    """Whether *value* is what W3C Trace Context says of a ``TRACEPARENT``."""
-    return _parsed(value) is not None
+def usable_traceparent(value: str) -> str:
+    """*value*, as the version that we know writes it; "" where it is none."""
+    found = _parsed(value)
+    return "" if found is None else found.parent
 
 
 def _digest(what: str, session_id: str) -> str:
@@ -71,11 +73,11 @@ def _digest(what: str, session_id: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _parsed(value: str) -> tuple[str, str] | None:
-    """Trace id and flags, by the rules of the standard for a version known or to come."""
+def _parsed(value: str) -> Trace | None:
+    """By the rules of the standard for a version known or to come."""
     match = _FORM.fullmatch(value.strip())
     if match is None or match["version"] == "ff" or (match["version"] == "00" and match["more"]):
         return None
     if not int(match["trace"], 16) or not int(match["span"], 16):
         return None
-    return match["trace"], match["flags"]
+    return Trace(match["trace"], match["span"], match["flags"])

@@ -44,7 +44,7 @@ def langfuse_settings(
         base_url: of the instance; ``LANGFUSE_BASE_URL``, or the cloud in the EU, if None.
         environment: Langfuse's word for production, staging and so on;
             ``LANGFUSE_TRACING_ENVIRONMENT``, if "".
-        service_name: the host's name; ``OTEL_SERVICE_NAME``, if None.
+        service_name: the host's name; ``OTEL_SERVICE_NAME`` or the app's, if None.
         tags: what all spans are marked with.
         shapes: what events of the host's own become, as in ``OtlpSettings``.
         certificate: a file with the certificates of who may vouch for the server.
@@ -64,7 +64,7 @@ def langfuse_settings(
     ]
     base = base_url or environ.get("LANGFUSE_BASE_URL", "").strip() or _CLOUD
     environment = environment or environ.get("LANGFUSE_TRACING_ENVIRONMENT", "").strip()
-    name = service_name or environ.get("OTEL_SERVICE_NAME", "").strip() or "unknown_service"
+    name = service_name or environ.get("OTEL_SERVICE_NAME", "").strip()
     return OtlpSettings(
         url=base.rstrip("/") + _TRACES,
         headers={

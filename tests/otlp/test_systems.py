@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,25 +43,18 @@ class Deployment(trimaran.Event, frozen=True):
 
 
 class Recorder:
-    """A transport that keeps what it passes on, and gives events their spans' ids."""
+    """A transport that keeps what it passes on."""
+
+    wants_spans = True
 
     def __init__(self, inner: OtlpTransport, *, roots: set[str]) -> None:
         self._inner = inner
-        self._roots = roots
+        self.roots: set[str] = roots
+        """Types of events that are their session's root."""
         self.requests: list[trimaran.Request] = []
 
     async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
-        """A tool call stands below the generation before it, what is in it below it."""
-        batch = msgspec.json.decode(request.body)
-        generation = ""
-        for index, event in enumerate(batch["events"]):
-            if event["type"] not in self._roots:
-                event["span_id"] = made_id(f"{event['session_id']} {request.headers} {index}")
-            if event["type"] == "generation":
-                generation = event["span_id"]
-            elif event["type"] in {"tool_call", "error"} and generation:
-                event["parent_span_id"] = generation
-        request = msgspec.structs.replace(request, body=msgspec.json.encode(batch))
+        """Pass it on."""
         self.requests.append(request)
         return await self._inner.attempt(request)
 
@@ -74,11 +66,6 @@ class Recorder:
         """What was sent, as it was recorded."""
         bodies = [msgspec.json.decode(request.body) for request in self.requests]
         return [event for body in bodies for event in body["events"]]
-
-
-def made_id(text: str) -> str:
-    """A span's id, as a session would draw it."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @asynccontextmanager
@@ -121,14 +108,15 @@ def record_everything(session: trimaran.Session) -> None:
     session.track(Deployment(target="production", attempt=2))
 
 
-def check(spans: list[ReadSpan], events: list[dict[str, Any]]) -> None:
+def check(spans: list[ReadSpan], recorder: Recorder) -> None:
     """Span by span: each event is one, with its ids, parent, times, name and status."""
+    events = recorder.events()
     assert len(spans) == len(events)
     agents = {e["session_id"]: e["agent"] for e in events if e["type"] == "session_start"}
     for span, event in zip(spans, events, strict=True):
         kind = event["type"]
         trace = trace_of(event["session_id"])
-        is_root = "span_id" not in event
+        is_root = kind in recorder.roots
         word, subject = NAMES["session_end" if is_root else kind]
         said = event.get(subject, agents.get(event["session_id"], "build"))
         name = f"{word} {said if subject else ''}".strip()
@@ -176,7 +164,7 @@ async def test_a_session_arrives_whole(
 
     assert session.statistics().delivered == 11
     spans = test_agent.spans(token)
-    check(spans, recorder.events())
+    check(spans, recorder)
     [root] = [span for span in spans if not span.parent_span_id]
     assert root.attributes["trimaran.total_cost"] == 0.0123
     assert root.start <= min(s.start for s in spans if s.name == "chat m")
@@ -202,7 +190,8 @@ async def test_log_records_arrive_whole(encoding: str, test_agent: TestAgent, to
         is_failed = event["type"] == "error" or event.get("status") == "error"
         assert record.event_name == f"trimaran.{event['type']}"
         assert (record.trace_id, record.time) == (trace.trace_id, event["timestamp"] * MS)
-        assert record.span_id == event.get("span_id", trace.span_id)
+        is_root = event["type"] in recorder.roots
+        assert record.span_id == (trace.span_id if is_root else event["span_id"])
         assert record.severity == (17 if is_failed else 9)
         assert record.attributes["session.id"] == event["session_id"]
     assert records[-4].body == "größer als nötig"
@@ -220,7 +209,7 @@ async def test_a_long_session_shows_while_it_runs(test_agent: TestAgent, token: 
             assert len(test_agent.spans(token)) == 10
 
     spans = test_agent.spans(token)
-    check(spans, recorder.events())
+    check(spans, recorder)
     assert started.name == "session_start build"
     assert started.parent_span_id == spans[-1].span_id
     assert started.start == spans[-1].start
@@ -238,7 +227,7 @@ async def test_an_open_root_shows_while_its_session_runs(test_agent: TestAgent, 
             assert len(test_agent.spans(token)) == 10
 
     spans = test_agent.spans(token)
-    check(spans, recorder.events())
+    check(spans, recorder)
     assert (opened.span_id, opened.start) == (spans[-1].span_id, spans[-1].start)
     assert opened.end <= spans[-1].end
 
@@ -274,7 +263,7 @@ async def test_a_session_of_10_000_events(test_agent: TestAgent, token: str) -> 
 
     assert session.statistics().delivered == 10_002
     spans = test_agent.spans(token)
-    check(spans, recorder.events())
+    check(spans, recorder)
     assert len({span.span_id for span in spans}) == 10_002
     total = sum(span.attributes.get("gen_ai.usage.input_tokens", 0) for span in spans)
     assert total == sum(range(2_500)) + 2_500 * 7
@@ -332,6 +321,6 @@ async def test_a_session_through_a_collector(
         while not spans:  # it gathers batches of its own, and tells nobody when they are out
             spans = [s for s in test_agent.spans(COLLECTED) if s.trace_id == trace_id]
             await trio.sleep(0.02)
-    check(spans, recorder.events())
+    check(spans, recorder)
     assert spans[-1].links == [trace_of("ses_0")[:2]]
     assert session.statistics().delivered == 11

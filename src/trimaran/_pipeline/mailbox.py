@@ -389,8 +389,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
                 return DropReason.TOO_LARGE
         self._last_number = number = self._last_number + 1
         time = self._wall_clock() if time is None else time
-        if place is not None:
-            size += _PLACE_BYTES
+        if place is None:
+            return Entry(number, time, event, encoded, ENTRY_OVERHEAD + size)
+        size += _PLACE_BYTES
         return Entry(number, time, event, encoded, ENTRY_OVERHEAD + size, place)
 
     def _append(self, entry: Entry) -> None:

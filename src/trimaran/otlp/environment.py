@@ -68,8 +68,8 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A file with this side's own certificate, in PEM."""
     client_key: str | None = None
     """A file with its key, if that is not in the same one."""
-    service_name: str = "unknown_service"
-    """The resource's ``service.name``: the host."""
+    service_name: str = ""
+    """The resource's ``service.name``; the app's name, if ""."""
     resource: Mapping[str, str] = {}
     """Further attributes of the resource. The name of the machine is not among them, unless
     it is put here."""

@@ -23,8 +23,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from trimaran._pipeline.wire import parent_of
-from trimaran._trace import TRACEPARENT, trace_of
+from trimaran._pipeline.wire import parent_of, traceparent_of
+from trimaran._trace import trace_of
 from trimaran.otlp.conventions import (
     OTHER,
     Dialect,
@@ -71,7 +71,7 @@ _SAID_OTHERWISE = frozenset(
 
 
 class Body(msgspec.Struct):
-    """A batch as it is sent to the origin's endpoint."""
+    """A batch as it is sent to the origin's endpoint, with the host's name beside that."""
 
     session_id: str
     timestamp: int
@@ -79,6 +79,7 @@ class Body(msgspec.Struct):
     cli_version: str = ""
     user_email: str = ""
     project_id: str = ""
+    app: str = ""
 
 
 _bodies = msgspec.json.Decoder(Body)
@@ -125,7 +126,7 @@ class Origin(msgspec.Struct, frozen=True):
         return cls(
             headers.get("idempotency-key", ""),
             parent_of(headers),
-            headers.get(TRACEPARENT.lower(), ""),
+            traceparent_of(headers),
         )
 
 
@@ -212,6 +213,9 @@ class _Mapping:
         self._root = trace.span_id
         self._above_root = above[1:17]
         self._parent_session_id = origin.parent_session_id
+        # What was started in another session's trace goes on in it, and so is in the same one.
+        parent = trace_of(origin.parent_session_id, origin.traceparent)
+        self._parent = (parent.trace_id, parent.span_id)
         self._dialect = names.dialect
         self._table = names.table
         self._begun = begun
@@ -258,7 +262,7 @@ class _Mapping:
         link = None
         if self._parent_session_id:
             attributes[f"{self._dialect.prefix}parent_session_id"] = self._parent_session_id
-            link = trace_of(self._parent_session_id)[:2]
+            link = self._parent
         return Span(
             kind,
             self._trace_id,

@@ -49,6 +49,9 @@ _REFUSED = 422
 _PARTIAL = 207
 _TOO_LARGE = 413
 
+_NO_NAME = "unknown_service"
+"""The standard's word for the name of a service that nobody has told."""
+
 _GZIP_LEVEL = 1
 """The quickest brings spans to a tenth already."""
 
@@ -67,6 +70,9 @@ class OtlpTransport:
         max_connections: connections that are open at once, at most.
         environ: the environment that is read; ``os.environ``, if None.
     """
+
+    wants_spans: bool = True
+    """See :class:`~trimaran.Transport`."""
 
     def __init__(
         self,
@@ -134,6 +140,8 @@ class OtlpTransport:
         body = read_body(request.body)
         spans = self._spans(body, Origin.of(request.headers))
         resource = [*self._resource]
+        if "service.name" not in dict(resource):
+            resource.append(("service.name", body.app or _NO_NAME))
         if body.cli_version:
             resource.append(("service.version", body.cli_version))
         scope = ("trimaran", __version__, MAPPING_VERSION)
@@ -236,7 +244,7 @@ def _partly(events: int, refused: int) -> Answer:
 def _resource(settings: OtlpSettings) -> list[Attribute]:
     """Who sends: https://opentelemetry.io/docs/specs/semconv/resource/."""
     known = {
-        "service.name": settings.service_name,
+        **({"service.name": settings.service_name} if settings.service_name else {}),
         "telemetry.sdk.name": "trimaran",
         "telemetry.sdk.language": "python",
         "telemetry.sdk.version": __version__,
