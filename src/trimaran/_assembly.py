@@ -73,7 +73,8 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
     """
     outages = Outages(host.diagnostics, host.now)
     user_email = "" if account is None else text_of(account.email)
-    destination = destination_of(decision, user_email)
+    with_spans = wants_spans(host.transport)
+    destination = destination_of(decision, user_email, with_spans=with_spans)
     tokens, consent = _token_keeper(token, host), _consent_to(decision, account, host)
     endpoint: WayOut = _endpoint(decision, tokens, consent, host, outages)
     ahead = beside = None
@@ -93,7 +94,7 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
         user_email=user_email,
         keeper=_spool_keeper(destination, host),
         parent=None,
-        wants_spans=wants_spans(host.transport),
+        wants_spans=with_spans,
         traceparent=traceparent_of(host.environ.get(TRACEPARENT), host.diagnostics),
         ahead=ahead,
         beside=beside,

@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 NOW = 1_795_000_000_000
 """Milliseconds since the epoch."""
 SESSION = "ses_1"
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SPAN = "00000000000000a1"
 PARENT = "00000000000000b2"
 
@@ -152,6 +153,34 @@ def rendered(name: str, dialect: Dialect) -> bytes:
     return msgspec.json.format(msgspec.json.encode(span)) + b"\n"
 
 
+NESTED = (
+    ("session_start", "00000000000000c1", ""),
+    ("command", "00000000000000c2", "00000000000000c6"),
+    ("bridge_call", "00000000000000c3", "00000000000000c5"),
+    ("error", "00000000000000c4", "00000000000000c5"),
+    ("tool_call-mcp-failed", "00000000000000c5", "00000000000000c6"),
+    ("generation", "00000000000000c6", ""),
+    ("session_end", "00000000000000c7", ""),
+)
+"""A session in the order in which it is tracked: blocks after what is in them."""
+
+
+def rendered_nested(dialect: Dialect) -> bytes:
+    """The spans of a session with blocks inside each other, as a request in JSON."""
+    events: list[dict[str, Any]] = []
+    for number, (name, span_id, above) in enumerate(NESTED):
+        event = wire_form(EVENTS[name]) | {"timestamp": NOW + number, "span_id": span_id}
+        del event["parent_span_id"]
+        events.append(event | ({"parent_span_id": above} if above else {}))
+    events[-1] |= {"agent": "build", "model_id": "large-model-4-5", "provider_id": "provider"}
+    body = Body(SESSION, NOW, events, app="altimate")
+    names = Names(dialect, table_of(dialect, SHAPES), (), dialect.replaces_spans)
+    spans = spans_of(body, Origin("key_1", "ses_0", TRACEPARENT), names)
+    request = msgspec.json.decode(traces([], ("trimaran", "", ""), spans))
+    found = request["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    return msgspec.json.format(msgspec.json.encode(found)) + b"\n"
+
+
 def file_of(name: str, dialect: Dialect) -> Path:
     """Where an event's span is kept."""
     return GOLDEN / dialect.name / f"{name}.json"
@@ -163,3 +192,4 @@ if __name__ == "__main__":
             file = file_of(name, dialect)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(rendered(name, dialect))
+        file_of("nested", dialect).write_bytes(rendered_nested(dialect))

@@ -87,7 +87,7 @@ class RelayedWayOut:
         """
         try:
             await self._consent.require()
-            await self._client.hand_over([_batch_of(request) for request in requests])
+            await self._client.hand_over([batch_of(request) for request in requests])
         except (RelayUnavailable, GivenUp, TransportError):
             return False
         return not self._consent.is_withdrawn
@@ -104,7 +104,7 @@ class RelayedWayOut:
         try:
             await self._consent.require()
             try:
-                await self._client.hand_over([_batch_of(request)])
+                await self._client.hand_over([batch_of(request)])
             except RelayUnavailable as error:
                 self._diagnostics.warn("telemetry relay not available", reason=str(error))
             else:
@@ -156,7 +156,7 @@ def relayed(
     return RelayedWayOut(client, endpoint=endpoint, consent=consent, diagnostics=diagnostics)
 
 
-def _batch_of(request: Request) -> HandedBatch:
+def batch_of(request: Request) -> HandedBatch:
     return HandedBatch(
         key=request.headers["idempotency-key"],
         body=request.body,

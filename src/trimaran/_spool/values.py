@@ -16,9 +16,13 @@ AND = "\n"
 """Stands between the names of several who handed over the same batch."""
 
 
-def destination_of(decision: Decision, user_email: str) -> str:
-    """What batches are bound to: the tier, the URL, and the account's e-mail address."""
-    return f"{decision.tier} {decision.url} {user_email}".rstrip()
+def destination_of(decision: Decision, user_email: str, *, with_spans: bool = False) -> str:
+    """What batches are bound to: the tier, the URL, and the account's e-mail address.
+
+    Those *with_spans* say more than the origin's endpoint knows, and are bound to who takes that.
+    """
+    bound = f"{decision.tier} {decision.url} {user_email}".rstrip()
+    return f"{bound} with spans" if with_spans else bound
 
 
 def hands_of(handed_by: str) -> list[str]:
