@@ -133,6 +133,21 @@ async def test_an_event_comes_out_as_it_went_in() -> None:
     assert entry.size == ENTRY_OVERHEAD + len(entry.encoded)
 
 
+async def test_where_an_event_stands_comes_out_with_it() -> None:
+    """It takes some bytes more; what could never have room with them is too large."""
+    note = Note(text="x")
+    box = Box(budget=MemoryBudget(NOTE_SIZE + 200))
+    narrow = Box(budget=MemoryBudget(NOTE_SIZE + 100))
+
+    for each in (box, narrow):
+        each.mailbox.put(note, NOW, (1, 2))
+    [entry] = (await box.mailbox.receive()).entries
+
+    assert entry.place == (1, 2)
+    assert NOTE_SIZE + 100 < entry.size <= NOTE_SIZE + 200
+    assert narrow.ledger.dropped == {DropReason.TOO_LARGE: 1}
+
+
 async def test_events_come_out_in_order() -> None:
     """Urgent ones too: they hurry the stages after this one, they do not jump the queue."""
     box = Box()

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trimaran
-from trimaran._handover import Unreadable, child_of, frame_of, key_and_body, tracked_events
+from trimaran._handover import (
+    Unreadable,
+    child_of,
+    frame_of,
+    key_and_body,
+    places_in,
+    tracked_events,
+)
 from trimaran._host_events import HostEvents
 from trimaran._pipeline.encoder import encode
 
@@ -140,3 +147,36 @@ def test_a_time_that_is_none_is_left_out(timestamp: object) -> None:
 
     assert event is not None
     assert event.timestamp is msgspec.UNSET
+
+
+def test_where_events_stand_is_read_as_the_child_has_it() -> None:
+    """What says nothing of it, or nothing sensible, has its place by itself."""
+    body = b"""{"events":[
+        {"type":"command","span_id":"00000000000000a1","parent_span_id":"00000000000000b2"},
+        {"type":"command","span_id":"00000000000000a1"},
+        {"type":"command"},
+        {"type":"command","span_id":7,"parent_span_id":"nonsense"},
+        {"type":"command","span_id":null,"parent_span_id":"00000000000000b2"}
+    ]}"""
+
+    assert list(places_in(body)) == [(0xA1, 0xB2), (0xA1, 0), None, None, (0, 0xB2)]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"events":[1]}', b"\xff", b"[" * 100_000])
+def test_what_is_no_batch_says_of_no_place(body: bytes) -> None:
+    """However it is wrong."""
+    with pytest.raises(Unreadable):
+        places_in(body)
+
+
+def test_ids_of_spans_are_no_fields_of_a_hosts_own_event() -> None:
+    """Where the child was asked for them; else a field may be called so."""
+    body = b'{"events":[{"type":"own","timestamp":1,"session_id":"s","span_id":"a","x":1}]}'
+
+    [asked] = tracked_events(body, HostEvents(), with_places=True)
+    [not_asked] = tracked_events(body, HostEvents())
+
+    assert asked is not None
+    assert not_asked is not None
+    assert encode(asked) == b'{"type":"own","timestamp":1,"x":1}'
+    assert encode(not_asked) == b'{"type":"own","timestamp":1,"span_id":"a","x":1}'

@@ -74,10 +74,12 @@ async def crash(directory: str, url: str, session_id: str) -> None:
 
 if __name__ == "__main__":
     how, *words = sys.argv[1:]
-    if how == "child":
-        trio.run(take_part, *words)
-    elif how == "plainly":
-        take_part_plainly(*words)
+    if how in {"child", "plainly"}:
+        [called] = words
+        if how == "child":
+            trio.run(take_part, called)
+        else:
+            take_part_plainly(called)
     else:
         directory, url, session_id = words
         trio.run(crash, directory, url, session_id)

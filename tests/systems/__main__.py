@@ -49,9 +49,14 @@ async def record(settings: OtlpSettings, *names: str) -> list[trimaran.Session]:
                 await session.flush(timeout=10)
                 with session.generation(provider_id="v") as generation:
                     await trio.sleep(0.05)
+                    with session.tool_call("bash"):
+                        await trio.sleep(0.05)
+                        session.command("inside")
+                        await session.flush(timeout=10)  # before the blocks are over
+                        async with trimaran.attach(environ=session.to_env({})) as child:
+                            with child.bridge_call("sql.execute"):
+                                await trio.sleep(0.05)
                     generation.finish("stop", tokens=TOKENS, cost=COST)
-                with session.tool_call("bash"):
-                    await trio.sleep(0.05)
                 with suppress(KeyError), session.tool_call("mcp__github__search"):
                     EXPERIMENT["no"]
                 session.command("init")
@@ -68,10 +73,28 @@ NAMES = Counter(
         "chat m": 1,
         "execute_tool bash": 1,
         "execute_tool mcp__github__search": 1,
+        "command inside": 1,
         "command init": 1,
         "error ValueError": 1,
+        "sql.execute": 1,
     }
 )
+SPANS = NAMES.total()
+NESTED = {
+    "execute_tool bash": "chat m",
+    "command inside": "execute_tool bash",
+    "sql.execute": "execute_tool bash",
+}
+"""What stands below something else than the root."""
+
+
+def check_tree(found: list[tuple[str, str, str | None]]) -> None:
+    """The names of spans, their ids, and those of what they are below, of one session."""
+    names = {span_id: name for name, span_id, _ in found}
+    assert len(names) == len(found)
+    for name, _, above in found:
+        expected = NESTED.get(name, "invoke_agent build")
+        assert names.get(above or "") == (None if name == "invoke_agent build" else expected), name
 
 
 async def arrived(read: Callable[[], list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
@@ -120,14 +143,14 @@ async def check_phoenix(url: str) -> None:
     """Kinds, parents, status, tokens, cost and sessions."""
     settings = OtlpSettings.from_environ({}, endpoint=url)
     [session] = await record(settings, "one")
-    assert session.statistics().delivered == 7
+    assert session.statistics().delivered == SPANS
 
-    spans = await arrived(partial(spans_in_phoenix, url, "one"), 7)
+    spans = await arrived(partial(spans_in_phoenix, url, "one"), SPANS)
     by_name = {span["name"]: span for span in spans}
     assert Counter(span["name"] for span in spans) == NAMES
     root = by_name["invoke_agent build"]
     assert root["parent_id"] is None
-    assert {s["parent_id"] for s in spans if s is not root} == {root["context"]["span_id"]}
+    check_tree([(s["name"], s["context"]["span_id"], s["parent_id"]) for s in spans])
     assert root["start_time"] <= min(span["start_time"] for span in spans)
     assert root["end_time"] >= max(span["end_time"] for span in spans)
     kinds = {name: span["span_kind"] for name, span in by_name.items()}
@@ -144,7 +167,7 @@ async def check_phoenix(url: str) -> None:
         "numTraces": 1,
         "tokenUsage": {"prompt": 1300.0, "completion": 170.0},
     }
-    print("Phoenix: a session, its kinds, parents, failures, tokens, cost")
+    print("Phoenix: a session, its kinds, nested blocks, a child process, failures, tokens, cost")
 
 
 async def check_phoenix_full(url: str) -> None:
@@ -171,7 +194,7 @@ async def check_phoenix_closed(url: str) -> None:
     """It answers 401 without a key: nothing hangs, and everything is counted."""
     [session] = await record(OtlpSettings.from_environ({}, endpoint=url), "stranger")
 
-    assert session.statistics().dropped == {trimaran.DropReason.REJECTED: 7}
+    assert session.statistics().dropped == {trimaran.DropReason.REJECTED: SPANS}
     print("Phoenix: 401 without a key, counted as rejected")
 
 
@@ -192,7 +215,7 @@ async def check_mlflow(url: str) -> None:
     """Sessions, kinds, parents, status, tokens and cost; a root from the start."""
     settings = OtlpSettings.from_environ({}, endpoint=url, headers=EXPERIMENT, dialect=MLFLOW)
     [session] = await record(settings, "one")
-    assert session.statistics().delivered == 7
+    assert session.statistics().delivered == SPANS
 
     [trace] = await arrived(partial(traces_in_mlflow, url), 1)
     told = trace["trace_info"]["trace_metadata"]
@@ -209,8 +232,7 @@ async def check_mlflow(url: str) -> None:
     assert len(spans) == len(by_name)
     root = by_name["invoke_agent build"]
     assert b64decode(root["span_id"]).hex() == trace_of("one").span_id
-    assert not root.get("parent_span_id")
-    assert {s["parent_span_id"] for s in spans if s is not root} == {root["span_id"]}
+    check_tree([(s["name"], s["span_id"], s.get("parent_span_id")) for s in spans])
     assert int(root["end_time_unix_nano"]) > int(root["start_time_unix_nano"])
     failed = {s["name"] for s in spans if s["status"].get("code") == "STATUS_CODE_ERROR"}
     assert failed == {"execute_tool mcp__github__search", "error ValueError"}
@@ -218,7 +240,9 @@ async def check_mlflow(url: str) -> None:
     assert kinds["chat m"] in {"LLM", "CHAT_MODEL"}
     assert kinds["execute_tool bash"] == "TOOL"
     assert kinds["invoke_agent build"] == "AGENT"
-    print("MLflow: a session, its kinds, parents, failures, tokens, cost, one root")
+    print(
+        "MLflow: a session, its kinds, nested blocks, a child process, failures, tokens, cost, one root"
+    )
 
 
 def _attribute(span: dict[str, Any], name: str) -> object:

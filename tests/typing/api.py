@@ -160,6 +160,7 @@ async def record(telemetry: trimaran.Telemetry) -> None:
         provider_id="v",
         session_id=None,
         parent_session_id="ses_1",
+        traceparent=None,
     ) as session:
         assert_type(session, trimaran.Session)
         assert_type(session.id, str)
@@ -219,7 +220,7 @@ def run_plainly() -> None:
         assert_type(telemetry, trimaran.ThreadTelemetry)
         assert_type(telemetry.decision, trimaran.Decision)
         assert_type(telemetry.leftovers(), trimaran.Statistics)
-        with telemetry.session(agent="build", parent_session_id="ses_1") as session:
+        with telemetry.session(agent="build", parent_session_id="ses_1", traceparent="") as session:
             assert_type(session, trimaran.ThreadSession)
             record_plainly(session)
         telemetry.close()

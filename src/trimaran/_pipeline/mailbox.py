@@ -387,11 +387,14 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             size = rough_size(event) if encoded is None else len(encoded)
             if size > self._event_bytes:
                 return DropReason.TOO_LARGE
+        if place is not None:
+            size += _PLACE_BYTES
+            if ENTRY_OVERHEAD + size > self._budget.limit:
+                return DropReason.TOO_LARGE
         self._last_number = number = self._last_number + 1
         time = self._wall_clock() if time is None else time
         if place is None:
             return Entry(number, time, event, encoded, ENTRY_OVERHEAD + size)
-        size += _PLACE_BYTES
         return Entry(number, time, event, encoded, ENTRY_OVERHEAD + size, place)
 
     def _append(self, entry: Entry) -> None:
