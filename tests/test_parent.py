@@ -294,7 +294,7 @@ def test_a_spool_from_before_there_were_parents_is_read_on(tmp_path: Path) -> No
     old.put("k1", b"{}", events=2, reports=1)
     old.close()
     with closing(sqlite3.connect(tmp_path / "spool.db", isolation_level=None)) as database:
-        for column in ("handed_by", "parent_session_id"):
+        for column in ("handed_by", "parent_session_id", "traceparent"):
             database.execute(f"ALTER TABLE batches DROP COLUMN {column}")
         database.execute("PRAGMA user_version = 1")
 

@@ -26,7 +26,7 @@ from trimaran._relay.place import RelayPlace, relay_of
 from trimaran._settings import Settings
 from trimaran._transport import HANDED_OVER, Answer, GivenUp, Request, TransportError
 
-__all__ = ["RelayedWayOut", "relayed"]
+__all__ = ["RelayedWayOut", "batch_of", "relayed"]
 
 
 class RelayedWayOut:
@@ -157,6 +157,7 @@ def relayed(
 
 
 def batch_of(request: Request) -> HandedBatch:
+    """What is handed over of a request: all that is not the relay's own to say."""
     return HandedBatch(
         key=request.headers["idempotency-key"],
         body=request.body,
