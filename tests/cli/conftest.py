@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ import httpx
 import pytest
 import trio
 
+from otlp.systems import TestAgent, running_test_agent
 from patience import PATIENCE
 from trimaran.receiver import Receiver, run_receiver
 
@@ -105,7 +106,9 @@ class Command:
         self.environ = {
             name: value
             for name, value in os.environ.items()
-            if "TELEMETRY" not in name and name not in {"DO_NOT_TRACK", "COLUMNS", "LINES"}
+            if "TELEMETRY" not in name
+            and not name.startswith(("OTEL_", "LANGFUSE_"))
+            and name not in {"DO_NOT_TRACK", "COLUMNS", "LINES"}
         }
 
     def line(self, *arguments: object) -> list[str]:
@@ -157,6 +160,13 @@ async def receiver(nursery: trio.Nursery, tmp_path: Path) -> Receiver:
     database = tmp_path / "receiver.sqlite"
     started: Receiver = await nursery.start(partial(run_receiver, port=0, database=database))
     return started
+
+
+@pytest.fixture(scope="session")
+def test_agent() -> Iterator[TestAgent]:
+    """A system that takes OTLP and keeps it by the token that came along, for all tests."""
+    with running_test_agent() as agent:
+        yield agent
 
 
 class Stored(Protocol):

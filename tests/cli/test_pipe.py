@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from otlp.systems import TOKEN, TestAgent
 from patience import PATIENCE
+from trimaran._trace import trace_of
 from trimaran.receiver import Receiver, run_receiver
 
 if TYPE_CHECKING:
@@ -296,7 +298,11 @@ async def test_what_cannot_be_shown_is_not(command: Command, receiver: Receiver)
             {"MINE_TELEMETRY_URL": "ftp://x"},
             "nothing is sent: the URL in MINE_TELEMETRY_URL does not start with http:// or https://",
         ),
-        ([], {}, "nobody to send to; say where with --url URL or --credentials FILE"),
+        (
+            [],
+            {},
+            "nobody to send to; say where with --url URL, --credentials FILE or --to DESTINATION",
+        ),
         (
             ["--url", "http://127.0.0.1:1", "--credentials", "nothing-here"],
             {},
@@ -342,6 +348,66 @@ async def test_the_address_may_come_from_the_environment(
     )
 
     assert ended.status == 0
+
+
+async def test_another_system_gets_traces(command: Command, test_agent: TestAgent) -> None:
+    """Spans, by the ids of the recorded sessions, and with their times."""
+    lines = line(type="session_start", session_id="a", agent="build", timestamp=1_700_000_000_000)
+    lines += line(
+        type="tool_call",
+        tool_name="bash",
+        duration_ms=500,
+        session_id="a",
+        timestamp=1_700_000_001_000,
+    )
+    ended = await command(
+        *("pipe", "--app", "mine", "--to", f"otlp+{test_agent.url}"),
+        stdin=lines.encode(),
+        environ={"OTEL_EXPORTER_OTLP_HEADERS": f"{TOKEN}=piped"},
+    )
+
+    assert (ended.status, ended.err) == (0, "")
+    assert total(ended.out) == ["3", "3", "0"]
+    assert f"Look at the sessions: {test_agent.url}, or where that passes them on to" in ended.out
+    spans = {span.name: span for span in test_agent.spans("piped")}
+    assert set(spans) == {"session_start build", "execute_tool bash", "invoke_agent build"}
+    call, root = spans["execute_tool bash"], spans["invoke_agent build"]
+    assert root.span_id == trace_of("a").span_id
+    assert call.parent_span_id == root.span_id
+    assert (call.end - call.start) == 500_000_000
+    assert {span.attributes["session.id"] for span in spans.values()} == {"a"}
+    assert {span.resource["service.name"] for span in spans.values()} == {"mine"}
+
+
+async def test_langfuse_gets_traces(command: Command, endpoint: LoopbackEndpoint) -> None:
+    """By its variables; where it refuses, what there is to do is said."""
+    environ = {
+        "LANGFUSE_PUBLIC_KEY": "pk-lf-1",
+        "LANGFUSE_SECRET_KEY": "sk-lf-2",
+        "LANGFUSE_BASE_URL": endpoint.url,
+    }
+    endpoint.always(401)
+    ended = await command("pipe", "--to", "langfuse", stdin=CALL.encode(), environ=environ)
+
+    assert ended.status == 1
+    assert total(ended.out) == ["3", "0", "3", "rejected"]
+    assert "Look at" not in ended.out
+    assert ended.err.endswith(
+        "trimaran: 3 events were not delivered; send them again when it works; to find out what is "
+        "wrong: trimaran status --to langfuse\n"
+    )
+    assert {request.target for request in endpoint.requests} == {"/api/public/otel/v1/traces"}
+    assert endpoint.requests[0].headers["authorization"].startswith("Basic ")
+    assert "sk-lf-2" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("other", ["--url", "--credentials"])
+async def test_there_is_one_place_to_send_to(command: Command, other: str) -> None:
+    """Two are a wrong use."""
+    ended = await command("pipe", "--to", "otlp", other, "http://127.0.0.1:1")
+
+    assert ended.status == 2
+    assert f"--to and {other} name two places to send to: leave out one" in ended.err
 
 
 async def test_a_terminal_sees_how_far_it_is(

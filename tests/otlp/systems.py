@@ -76,7 +76,7 @@ class TestAgent:
             for group in either(request, "resource_spans", [])
             for resource in [key_values(group["resource"]["attributes"])]
             for scope in either(group, "scope_spans", [])
-            for span in scope["spans"]
+            for span in scope.get("spans", [])
         ]
 
     def records(self, token: str) -> list[ReadRecord]:

@@ -6,6 +6,7 @@ Does not know: what the options mean to a command.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,8 +14,9 @@ import click
 
 from trimaran._decision import url_problem
 from trimaran.cli._input import STANDARD_INPUT
+from trimaran.cli._system import system_of
 
-__all__ = ["app_option", "check_directory", "destination_options", "replay_options"]
+__all__ = ["app_option", "check_directory", "destination_options", "replay_options", "to_option"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -48,6 +50,18 @@ def _check_session(
     return value
 
 
+def _check_system(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> str | None:
+    """What is named can be sent to, as things are; the command reads it again."""
+    if value is not None:
+        try:
+            system_of(value, os.environ, app="trimaran")
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
 def app_option(function: _Function) -> _Function:
     """``--app``."""
     return click.option(
@@ -74,6 +88,18 @@ def destination_options(function: _Function) -> _Function:
             help='Send as the account in this file: {"url", "token", "email"}, mode 0600.',
         )(function)
     )
+
+
+def to_option(function: _Function) -> _Function:
+    """``--to``: where sessions go as traces."""
+    return click.option(
+        "--to",
+        metavar="DESTINATION",
+        callback=_check_system,
+        help="Another system, which gets sessions as traces: otlp+http://HOST:PORT, "
+        "otlp+https://HOST:PORT, otlp (where OTEL_EXPORTER_OTLP_ENDPOINT says) or langfuse (by "
+        "LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and LANGFUSE_BASE_URL).",
+    )(function)
 
 
 def replay_options(function: _Function) -> _Function:

@@ -160,7 +160,9 @@ def _require_enabled(telemetry: Telemetry, options: Options) -> None:
     decision = telemetry.decision
     if not decision.enabled:
         if decision.source == "default":
-            raise Failure("nobody to send to; say where with --url URL or --credentials FILE")
+            raise Failure(
+                "nobody to send to; say where with --url URL, --credentials FILE or --to DESTINATION"
+            )
         raise Failure(
             f"nothing is sent: {decision.reason}; see: trimaran status --app {options.app}"
         )

@@ -7,6 +7,7 @@ Does not know: how a line is read, how a session is kept.
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 
 import click
@@ -15,10 +16,11 @@ from rich.console import Console
 
 from trimaran._settings import Settings
 from trimaran.cli._errors import FAILED
-from trimaran.cli._options import replay_options
+from trimaran.cli._options import replay_options, to_option
 from trimaran.cli._progress import Display
 from trimaran.cli._replay import Options, Outcome, replay
 from trimaran.cli._signals import Interrupt, run_interruptible
+from trimaran.cli._system import opened, system_of
 from trimaran.cli._terminal import console, dropped, new_table, printable, say, tell_diagnostics
 
 __all__ = ["PIPE_SETTINGS", "exit_status", "pipe", "report"]
@@ -33,6 +35,7 @@ PIPE_SETTINGS = Settings(
 
 @click.command()
 @replay_options
+@to_option
 @click.option(
     "--timeout",
     default=30.0,
@@ -41,7 +44,7 @@ PIPE_SETTINGS = Settings(
     type=click.FloatRange(min=0, min_open=True),
     help="Give up when the endpoint takes nothing for so long; 'inf' never does.",
 )
-def pipe(**given: object) -> int:
+def pipe(*, to: str | None, **given: object) -> int:
     """Send events that were recorded as lines of JSON.
 
     A line is an event as it is on the wire, {"type": "tool_call", "tool_name": "bash", ...},
@@ -59,19 +62,35 @@ def pipe(**given: object) -> int:
       trimaran pipe events.jsonl --app myagent --url http://127.0.0.1:8474
       tail -f agent.log | trimaran pipe --app myagent --url http://127.0.0.1:8474
       trimaran pipe log.jsonl --event deployment --session nightly
+      trimaran pipe events.jsonl --app myagent --to otlp+http://127.0.0.1:4318
 
     Exit status: 0 if all that was valid was delivered, with bad lines or without; 1 if not, or
     if there were lines and none was valid; 130 after Ctrl-C, when what was read is delivered.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
-    return run_interruptible(partial(_pipe, msgspec.convert(given, Options)))
+    options = msgspec.convert(given, Options)
+    if to is not None and (options.url is not None or options.credentials is not None):
+        other = "--credentials" if options.url is None else "--url"
+        raise click.UsageError(f"--to and {other} name two places to send to: leave out one")
+    return run_interruptible(partial(_pipe, options, to))
 
 
-async def _pipe(options: Options, interrupt: Interrupt) -> int:
-    stderr = console(stderr=True)
+async def _pipe(options: Options, to: str | None, interrupt: Interrupt) -> int:
+    system = None if to is None else system_of(to, os.environ, app=options.app)
+    stderr, stdout = console(stderr=True), console()
     tell_diagnostics(stderr)
-    outcome = await replay(options, interrupt, Display(stderr), settings=PIPE_SETTINGS)
-    report(outcome, console())
-    return exit_status(outcome, interrupt, stderr)
+    async with opened(system) as transport:
+        outcome = await replay(
+            options,
+            interrupt,
+            Display(stderr),
+            environ=None if system is None else system.environ(os.environ, options.app),
+            transport=transport,
+            settings=PIPE_SETTINGS,
+        )
+    report(outcome, stdout)
+    if system is not None and outcome.books.total.delivered:
+        stdout.print(f"Look at the sessions: {system.look}", soft_wrap=True)
+    return exit_status(outcome, interrupt, stderr, to=to)
 
 
 def report(outcome: Outcome, where: Console) -> None:
@@ -96,12 +115,15 @@ def report(outcome: Outcome, where: Console) -> None:
         where.print(f"Made: {outcome.made:,} starts and ends of sessions that were not recorded.")
 
 
-def exit_status(outcome: Outcome, interrupt: Interrupt, stderr: Console) -> int:
+def exit_status(
+    outcome: Outcome, interrupt: Interrupt, stderr: Console, *, to: str | None = None
+) -> int:
     """How it ended, with a line where that is not as it should be."""
     tally, total = outcome.tally, outcome.books.total
     lost = total.tracked - total.delivered
     if lost:
-        say(stderr, f"{lost:,} events were not delivered; send them again when it works")
+        test = "" if to is None else f"; to find out what is wrong: trimaran status --to {to}"
+        say(stderr, f"{lost:,} events were not delivered; send them again when it works{test}")
     if interrupt.signal is not None:
         say(stderr, f"ended by {interrupt.signal.name}; the rest was not read")
         return interrupt.exit_status
