@@ -16,6 +16,7 @@ import trio
 from msgspec.structs import replace
 from rich.console import Console
 
+from otlp.systems import TOKEN, TestAgent
 from patience import LATENESS, PATIENCE
 from trimaran import Settings, Statistics, open_telemetry
 from trimaran._environment import PARENT
@@ -29,6 +30,7 @@ from trimaran.receiver import open_store
 
 if TYPE_CHECKING:
     from cli.conftest import Command, OnTerminal
+    from conftest import LoopbackEndpoint
     from trimaran.receiver.values import StoredSession
 
 
@@ -107,6 +109,79 @@ async def test_a_tree_of_processes_works_and_all_adds_up(command: Command) -> No
     writers = {session.parent for session in found if session.summary.agent == "writer"}
     assert writers == {session.id for session in reviewers}
     assert len(found) == 4
+
+
+async def test_another_system_gets_the_sessions(command: Command, test_agent: TestAgent) -> None:
+    """A trace for each, with a span for each event: as many as the ledgers have delivered. It is
+    said where to look, and the command is over then: there is no receiver.
+    """
+    tree = make_tree(command.directory, 2)
+    ended = await command(
+        *("demo", tree, "--sessions", 2, "--to", f"otlp+{test_agent.url}"),
+        environ={"OTEL_EXPORTER_OTLP_HEADERS": f"{TOKEN}=demo"},
+    )
+
+    assert (ended.status, ended.err) == (0, "")
+    assert f"Their sessions go to OTLP at {test_agent.url}/v1/traces\n" in ended.out
+    assert "Stored" not in ended.out
+    assert "they are in the session's ledger, and delivered." in ended.out
+    _, _, look = ended.out.partition(f"Look at the sessions: {test_agent.url}, or where")
+    named = re.findall(r"^  ([0-9a-f]{32}) \((.*)\)$", look, re.MULTILINE)
+    assert sorted(name for _, name in named) == [
+        *("agent 1", "agent 2", "writer of agent 1", "writer of agent 2"),
+    ]
+    # A slow machine may make agents send a batch again: the same spans, by their ids.
+    by_id = {span.span_id: span for span in test_agent.spans("demo")}
+    spans = by_id.values()
+    roots = [span for span in spans if span.name.startswith("invoke_agent ")]
+    assert {root.attributes["session.id"] for root in roots} == {id_ for id_, _ in named}
+    assert len(roots) == 4
+    assert {span.resource["service.name"] for span in spans} == {"trimaran-demo"}
+    (count,) = re.findall(r"add up: ([0-9,]+) events were tracked and delivered; none", ended.out)
+    assert len(spans) == int(count.replace(",", ""))
+    # Everything is below the root of its own session, be it of another process.
+    for span in spans:
+        if span not in roots:
+            above = by_id[span.parent_span_id]
+            assert above.attributes["session.id"] == span.attributes["session.id"]
+
+
+async def test_a_system_that_takes_nothing_is_found_out_before(
+    command: Command, endpoint: LoopbackEndpoint
+) -> None:
+    """No agent begins."""
+    endpoint.always(404)
+    ended = await command("demo", make_tree(command.directory, 1), "--to", f"otlp+{endpoint.url}")
+
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith(f"trimaran: {endpoint.url}/v1/traces: it takes nothing at /v1/")
+    assert ended.err.count("\n") == 1
+    assert len(endpoint.requests) == 1
+
+
+async def test_a_system_that_fails_later_is_told(
+    command: Command, endpoint: LoopbackEndpoint
+) -> None:
+    """By ledgers that do not add up, and exit status 1."""
+    endpoint.next(200)
+    endpoint.always(400)
+    tree = make_tree(command.directory, 1)
+    ended = await command("demo", tree, "--sessions", 1, "--to", f"otlp+{endpoint.url}")
+
+    assert ended.status == 1
+    assert "2 of 2 ledgers do not add up." in ended.out
+    assert " rejected" in ended.out
+
+
+@pytest.mark.parametrize("options", [["--relay"], ["--database", "demo.sqlite"]])
+async def test_with_another_system_there_is_no_receiver(
+    command: Command, options: list[str]
+) -> None:
+    """Options that are about one are a wrong use."""
+    ended = await command("demo", "--to", "otlp", *options)
+
+    assert ended.status == 2
+    assert f"with --to there is no receiver, which {options[0]} is about" in ended.err
 
 
 async def test_agents_leave_at_once_by_way_of_a_relay(command: Command, place: Path) -> None:
@@ -313,7 +388,7 @@ def test_work_is_dealt_out(tmp_path: Path) -> None:
     assert len({task.workspace for task in tasks}) == 3
 
 
-def entry(stored: int, *helpers: Helper, **books: object) -> Entry:
+def entry(stored: int | None, *helpers: Helper, **books: object) -> Entry:
     """The books of one session."""
     statistics = Statistics(**books)  # type: ignore[arg-type]
     report = Report(
@@ -348,6 +423,12 @@ def test_a_ledger_that_does_not_add_up_is_told() -> None:
     assert [each.adds_up for each in entries] == [True] + [False] * 7
     assert "1 rejected" in shown.getvalue()
     assert shown.getvalue().endswith("7 of 8 ledgers do not add up.\n")
+
+
+def test_a_ledger_adds_up_by_itself_where_nobody_can_be_asked() -> None:
+    """What is stored elsewhere is not known; what was not delivered is."""
+    assert entry(None, tracked=3, delivered=3).adds_up
+    assert not entry(None, tracked=3, delivered=2, pending=1).adds_up
 
 
 def test_what_a_killed_child_had_is_told_in_words() -> None:

@@ -178,7 +178,7 @@ async def test_a_review_of_much_prunes(task: Assignment) -> None:
 @pytest.fixture
 async def tools(task: Assignment) -> AsyncGenerator[Tools]:
     """The tools, outside of a session."""
-    async with open_tools(task, os.environ, lambda _line: None) as opened:
+    async with open_tools(task, lambda: os.environ, lambda _line: None) as opened:
         yield opened
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
+from urllib.request import getproxies
 
 import click
 import trio
@@ -21,9 +22,11 @@ from rich.console import Console
 
 from trimaran._decision import opted_out
 from trimaran.cli._errors import FAILED, Failure
+from trimaran.cli._options import to_option
 from trimaran.cli._signals import Interrupt, run_interruptible
+from trimaran.cli._system import system_of
 from trimaran.cli._terminal import console, leave_line, printable, tell_diagnostics
-from trimaran.cli.demo_books import entry_of, print_books
+from trimaran.cli.demo_books import Entry, entry_of, print_books
 from trimaran.cli.demo_process import APP, run_agent
 from trimaran.cli.demo_relay import (
     ARRIVAL_PATIENCE,
@@ -33,7 +36,9 @@ from trimaran.cli.demo_relay import (
     watch_exits,
 )
 from trimaran.cli.demo_report import Assignment, Report
-from trimaran.cli.demo_view import Board, View
+from trimaran.cli.demo_view import Board, View, name_of
+from trimaran.cli.status_probe import examine
+from trimaran.cli.status_target import of_system
 
 __all__ = ["assignments", "demo", "find_sources"]
 
@@ -41,11 +46,17 @@ MOST_FILES = 8
 """Files that one session reviews at most, so that a large tree takes no longer than a small one."""
 
 
+ELSEWHERE_TIMEOUT = 12.0
+"""Seconds that agents have to leave where others have what they send: enough for an attempt that
+gets no answer, and another one."""
+
+
 class Options(TypedDict):
     """What the command line says beside the path."""
 
     sessions: int
     database: str | None
+    to: str | None
     relay: bool
     exits: bool
 
@@ -65,6 +76,7 @@ class Options(TypedDict):
     type=click.Path(),
     help="Where the receiver keeps the events; without it they are gone at the end.",
 )
+@to_option
 @click.option(
     "--relay",
     is_flag=True,
@@ -81,15 +93,22 @@ def demo(path: str | None, **options: Unpack[Options]) -> int:
     ends, and is killed. Shows what became of every event, and the address of a page that shows
     the events.
 
+    With --to there is no receiver: the sessions go to that system, and it is said where to look
+    at them there.
+
     \b
     Examples:
       trimaran demo
       trimaran demo ~/src/project --sessions 8
       trimaran demo --relay
+      trimaran demo --to otlp+http://127.0.0.1:4318
       trimaran demo --exit && echo fine
 
     Ctrl-C ends it. Exit status: 0 if all ledgers add up, and the receiver stored as much.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
+    if options["to"] is not None and (options["relay"] or options["database"] is not None):
+        other = "--relay" if options["relay"] else "--database"
+        raise click.UsageError(f"with --to there is no receiver, which {other} is about")
     return run_interruptible(partial(_demo, path=path, options=options))
 
 
@@ -106,9 +125,12 @@ async def _demo(interrupt: Interrupt, *, path: str | None, options: Options) -> 
             with interrupt.ends():
                 files = await trio.to_thread.run_sync(find_sources, root, abandon_on_cancel=True)
                 tasks = assignments(files, root, workspace, options["sessions"])
+                if options["to"] is not None:
+                    adds_up = await _watch_elsewhere(tasks, root, options["to"], stdout)
+                    return 0 if adds_up else FAILED
                 network = Network(nursery, options["database"] or workspace / "telemetry.sqlite")
                 await network.up()
-                _print_beginning(root, tasks, network.url, stdout)
+                _print_beginning(root, tasks, f"A receiver listens on {network.url}", stdout)
                 watch = _watch_with_relay if options["relay"] else _watch
                 exit_status = 0 if await watch(tasks, network, stdout) else FAILED
                 if not options["exits"]:
@@ -129,6 +151,29 @@ async def _watch(tasks: Sequence[Assignment], network: Network, stdout: Console)
         for number, report in board
     ]
     print_books(entries, stdout)
+    return all(entry.adds_up for entry in entries)
+
+
+async def _watch_elsewhere(
+    tasks: Sequence[Assignment], root: Path, to: str, stdout: Console
+) -> bool:
+    """The same with another system in the receiver's place, which is tested before.
+
+    Raises:
+        Failure: it takes nothing.
+    """
+    system = system_of(to, os.environ, app=APP)
+    url = system.settings.url
+    if problem := (await examine(of_system(system), getproxies()))[-1].problem:
+        raise Failure(f"{url}: {problem}")
+    _print_beginning(root, tasks, f"Their sessions go to {system.name} at {url}", stdout)
+    tasks = [replace(task, to=to, drain_timeout=ELSEWHERE_TIMEOUT) for task in tasks]
+    board = await _run_agents(tasks, url, stdout)
+    entries = [Entry(number + 1, report, stored=None) for number, report in board]
+    print_books(entries, stdout)
+    stdout.print(f"Look at the sessions: {system.look}, by their ids:", soft_wrap=True)
+    for entry in entries:
+        stdout.print(f"  {entry.report.session_id} ({name_of(entry.report, entry.agent)})")
     return all(entry.adds_up for entry in entries)
 
 
@@ -183,10 +228,10 @@ def assignments(files: Sequence[str], root: Path, workspace: Path, count: int) -
     ]
 
 
-def _print_beginning(root: Path, tasks: Sequence[Assignment], url: str, stdout: Console) -> None:
+def _print_beginning(root: Path, tasks: Sequence[Assignment], way: str, stdout: Console) -> None:
     files = sum(len(task.files) for task in tasks)
     stdout.print(printable(f"{len(tasks)} agents review {files} files in {root}"), soft_wrap=True)
-    stdout.print(f"A receiver listens on {url}")
+    stdout.print(way, soft_wrap=True)
 
 
 async def _run_agents(tasks: Sequence[Assignment], url: str, stdout: Console) -> Board:

@@ -111,7 +111,7 @@ async def work(
             provider_id=planner.provider_id,
             parent_session_id=parent.id,
         ) as session,
-        open_tools(task, session.to_env(), pass_on) as tools,
+        open_tools(task, session.to_env, pass_on) as tools,
     ):
         progress.session, progress.parent_session_id, progress.tools = session, parent.id, tools
         session.command(task.agent, source="command", message_id="msg_0")

@@ -33,7 +33,8 @@ class Entry(msgspec.Struct, frozen=True):
     agent: int
     """The number of the agent that it belongs to, from 1."""
     report: Report
-    stored: int
+    stored: int | None
+    """None where nobody can be asked."""
 
     @property
     def adds_up(self) -> bool:
@@ -43,7 +44,8 @@ class Entry(msgspec.Struct, frozen=True):
         from_the_killed = books.from_children - sum(filter(None, taken))
         return (
             self.report.is_done
-            and books.tracked == books.delivered + books.handed_over == self.stored
+            and books.tracked == books.delivered + books.handed_over
+            and self.stored in {books.tracked, None}
             and books.pending == books.handed_over
             and 0 <= from_the_killed <= sum(helper.tracked for helper in self.killed)
         )
@@ -61,7 +63,8 @@ class Entry(msgspec.Struct, frozen=True):
             yield (
                 f"Child {helper.name!r} of agent {self.agent} (process {helper.pid}) was killed in the "
                 f"middle of its work. Of {helper.tracked:,} events that it had tracked, "
-                f"{handed_over:,} were handed over: they are in the session's ledger, and stored. "
+                f"{handed_over:,} were handed over: they are in the session's ledger, and "
+                f"{'delivered' if self.stored is None else 'stored'}. "
                 f"The other {helper.tracked - handed_over:,} died with it; no ledger has them."
             )
 
@@ -92,11 +95,13 @@ def count_stored(url: str, session_id: str) -> int:
 def print_books(entries: Sequence[Entry], stdout: Console) -> None:
     """A row for each session, what no ledger has, and whether all of it adds up."""
     with_relay = any(entry.report.statistics.handed_over for entry in entries)
+    with_store = any(entry.stored is not None for entry in entries)
     table = new_table(
         *("Agent", "Session", "Tools", "Tracked", "Children"),
         *(["To relay"] if with_relay else ["Delivered"]),
-        *("Dropped", "Stored"),
-        numbers=6,
+        "Dropped",
+        *(["Stored"] if with_store else []),
+        numbers=5 + with_store,
     )
     table.columns[0].no_wrap = True
     table.caption_justify = "left"
@@ -114,16 +119,14 @@ def print_books(entries: Sequence[Entry], stdout: Console) -> None:
             *(f"{count:,}" for count in (report.tool_calls, books.tracked, books.from_children)),
             f"{books.handed_over if with_relay else books.delivered:,}",
             dropped(books.dropped),
-            f"{entry.stored:,}",
+            *([] if entry.stored is None else [f"{entry.stored:,}"]),
         )
     stdout.print(table)
     wrong = sum(not entry.adds_up for entry in entries)
     if wrong:
         stdout.print(f"{wrong} of {len(entries)} ledgers do not add up.")
     else:
-        total = sum(entry.stored for entry in entries)
+        total = sum(entry.report.statistics.tracked for entry in entries)
         way = "handed over" if with_relay else "delivered"
-        stdout.print(
-            f"All ledgers add up: {total:,} events were tracked, {way} and stored; "
-            "none of them was lost."
-        )
+        fate = f"tracked, {way} and stored" if with_store else f"tracked and {way}"
+        stdout.print(f"All ledgers add up: {total:,} events were {fate}; none of them was lost.")

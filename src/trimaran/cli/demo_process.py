@@ -21,6 +21,7 @@ from trimaran._settings import Relay, Settings
 from trimaran._telemetry import open_telemetry
 from trimaran._version import __version__
 from trimaran.cli._signals import Interrupt
+from trimaran.cli._system import opened, system_of
 from trimaran.cli._terminal import console, tell_diagnostics
 from trimaran.cli.demo_agent import Progress, work
 from trimaran.cli.demo_child import run_child, say, started
@@ -63,10 +64,11 @@ async def run(interrupt: Interrupt, task: Assignment) -> int:
     """Let the agent work, and report until its last event has its fate."""
     tell_diagnostics(console(stderr=True))
     progress = Progress(task)
-    async with trio.open_nursery() as nursery:
+    to = None if task.to is None else system_of(task.to, os.environ, app=APP)
+    async with trio.open_nursery() as nursery, opened(to) as transport:
         nursery.start_soon(report, progress)
         async with open_telemetry(
-            APP, version=__version__, settings=settings_of(task)
+            APP, version=__version__, settings=settings_of(task), transport=transport
         ) as telemetry:
             with interrupt.ends():
                 await work(telemetry, progress, say)

@@ -30,6 +30,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """A directory of its own, that it may write in."""
     is_careless: bool = False
     """Whether it makes a search that never ends, and has to kill it."""
+    to: str | None = None
+    """The destination, as ``--to`` has it; None for the endpoint in the environment."""
     relay: str | None = None
     """The directory of the relay that it hands over to; None to send for itself."""
     drain_timeout: float = 5.0

@@ -83,7 +83,7 @@ class Tools:
     def __init__(
         self,
         assignment: Assignment,
-        environ: Mapping[str, str],
+        environ: Callable[[], Mapping[str, str]],
         pass_on: Callable[[bytes], None],
         open_until_the_end: AsyncExitStack,
     ) -> None:
@@ -91,6 +91,7 @@ class Tools:
         self._root = Path(assignment.root)
         self._workspace = Path(assignment.workspace)
         self._environ = environ
+        self._environ_of_agent = environ()
         self._pass_on = pass_on
         self._stack = open_until_the_end
         self._notes: Child | None = None
@@ -175,7 +176,7 @@ class Tools:
         """Let a process of its own look for *pattern*; kill it when it is silent for too long."""
         files = [str(self._path(file)) for file in (*self._assignment.files, *more)]
         hits: list[str] = []
-        async with self._helper("search", pattern, *files) as search:
+        async with self._helper("search", pattern, *files, environ=self._environ()) as search:
             await self._answer(search)  # it has begun; how long that takes is not its own affair
             try:
                 while self._helpers[search.pid].delivered is None:
@@ -192,7 +193,10 @@ class Tools:
         """Let the server of notes, a process that lives as long as the agent, do *sql*."""
         if self._notes is None:
             database = str(self._workspace / "notes.sqlite")
-            self._notes = await self._stack.enter_async_context(self._helper("notes", database))
+            # What it does is no part of the call for which it happens to be started.
+            self._notes = await self._stack.enter_async_context(
+                self._helper("notes", database, environ=self._environ_of_agent)
+            )
             self._stack.push_async_callback(self._leave_notes, self._notes)
         await self._notes.tell(msgspec.json.encode(Statement(sql, values)))
         said = await self._answer(self._notes)
@@ -211,7 +215,7 @@ class Tools:
         async with started(
             "trimaran.cli.demo_process",
             line_of(task).decode(),
-            environ=self._environ,
+            environ=self._environ(),
             patience=AGENT_PATIENCE,
         ) as writer:
             while (report := await writer.lines.next()) is not None:
@@ -222,10 +226,12 @@ class Tools:
         return "the writer is done: see REVIEW.md"
 
     @asynccontextmanager
-    async def _helper(self, name: str, *arguments: str) -> AsyncGenerator[Child]:
+    async def _helper(
+        self, name: str, *arguments: str, environ: Mapping[str, str]
+    ) -> AsyncGenerator[Child]:
         """A process that takes part in the session: its environment is all that it needs."""
         async with started(
-            f"trimaran.cli.demo_{name}", *arguments, environ=self._environ, patience=TOOL_PATIENCE
+            f"trimaran.cli.demo_{name}", *arguments, environ=environ, patience=TOOL_PATIENCE
         ) as child:
             self._helpers[child.pid] = Helper(name=name, pid=child.pid)
             yield child
@@ -243,13 +249,16 @@ class Tools:
 
 @asynccontextmanager
 async def open_tools(
-    assignment: Assignment, environ: Mapping[str, str], pass_on: Callable[[bytes], None]
+    assignment: Assignment,
+    environ: Callable[[], Mapping[str, str]],
+    pass_on: Callable[[bytes], None],
 ) -> AsyncGenerator[Tools]:
     """The tools for *assignment*; at the end of the block none of their processes is left.
 
     Args:
         assignment: where to work, and on what.
-        environ: where processes take part in the session that the tools are used in.
+        environ: gives the environment in which a process takes part in the session that the
+            tools are used in, inside the call that it is started for.
         pass_on: given each line that a sub-agent reports.
     """
     async with AsyncExitStack() as stack:

@@ -19,7 +19,7 @@ from rich.text import Text
 from trimaran.cli._terminal import new_table, printable
 from trimaran.cli.demo_report import Report
 
-__all__ = ["Board", "View", "branch"]
+__all__ = ["Board", "View", "branch", "name_of"]
 
 LIVE_INTERVAL = 0.1
 """Seconds between two looks on a terminal."""
@@ -130,13 +130,16 @@ def branch(report: Report, name: str) -> str:
     )
 
 
+def name_of(report: Report, agent: int) -> str:
+    """What to call the agent of that number, or a sub-agent of it."""
+    name = f"agent {agent}"
+    return f"{report.agent} of {name}" if report.parent_session_id else name
+
+
 def _line(number: int, report: Report) -> str:
     books = report.statistics
-    name = f"agent {number + 1}"
-    if report.parent_session_id:
-        name = f"{report.agent} of {name}"
     return printable(
-        f"{name}: {report.doing}; {report.tool_calls:,} tools used, {report.failures:,} failed; "
+        f"{name_of(report, number + 1)}: {report.doing}; {report.tool_calls:,} tools used, {report.failures:,} failed; "
         f"{books.tracked:,} events, {books.from_children:,} of them from children, "
         f"{books.delivered:,} delivered, {books.handed_over:,} handed over"
     )
