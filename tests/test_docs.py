@@ -18,6 +18,8 @@ from trimaran.receiver import run_receiver
 ROOT = Path(__file__).parent.parent
 RUN_PAGE = ROOT / "tests" / "run_page.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES_ON_OTLP = {"collector.md", "command.md", "mlflow.md", "otlp.md", "phoenix.md"}
+"""They send to where OpenTelemetry's own variable says."""
 TIME_FOR_A_PAGE = 4 * PATIENCE
 """Seconds, of real time: a page runs real processes."""
 
@@ -64,7 +66,7 @@ async def test_page(page: Path, tmp_path: Path, nursery: trio.Nursery) -> None:
     receiver = await nursery.start(partial(run_receiver, port=0, database=tmp_path / "store.db"))
     more = {"ALTIMATE_TELEMETRY_URL": receiver.url}
     with ExitStack() as stack:
-        if page.name == "otlp.md":
+        if page.name in PAGES_ON_OTLP:
             more["OTEL_EXPORTER_OTLP_ENDPOINT"] = stack.enter_context(running_test_agent()).url
         result = await run_page(page, tmp_path, **more)
 
