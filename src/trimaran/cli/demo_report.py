@@ -82,9 +82,5 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def line_of(said: Assignment | Report | Said) -> bytes:
     """*said* as a line, without its end."""
-    if isinstance(said, Report):
-        # A read-only mapping has no form in JSON, a copy of it has.
-        books = said.statistics
-        books = msgspec.structs.replace(books, dropped=dict(books.dropped))
-        said = msgspec.structs.replace(said, statistics=books)
-    return msgspec.json.encode(said)
+    # A read-only mapping has no form in JSON, a copy of it has.
+    return msgspec.json.encode(said, enc_hook=dict)
