@@ -24,7 +24,7 @@ from trimaran._trace import trace_of
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = ROOT / "docs" / "images"
 
-PHOENIX_SIZE, MLFLOW_SIZE = (1440, 960), (1180, 960)
+PHOENIX_SIZE, MLFLOW_SIZE = (1440, 1460), (1180, 1400)
 """Pixels of the window. Phoenix leaves out times and tokens where there is less room."""
 
 PATIENCE = 300.0
