@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from conftest import LoopbackEndpoint, Reply
 from patience import PATIENCE
 from trimaran import StaticAccount
 from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint import WayOut
 from trimaran._endpoint.consent import Consent, ConsentWithdrawn
 from trimaran._process import (
     ProcessListener,
@@ -45,7 +47,9 @@ from trimaran._relay.messages import (
 from trimaran._relay.outlet import Outlet
 from trimaran._relay.place import RelayPlace
 from trimaran._relay.server import RelayServer
+from trimaran._relay.way_out import RelayedWayOut
 from trimaran._spool.file import SpoolFile
+from trimaran._transport import Request
 
 from .test_agents import Relayed, say
 from .world import until
@@ -242,6 +246,30 @@ async def test_what_broke_off_is_not_handed_over_again_without_consent(
         await client_of(tmp_path, lambda: is_given).hand_over([])
 
     assert len(deaths) == 1
+
+
+async def test_what_is_handed_over_together_while_consent_goes_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay took all of it: each is then gone about by itself, and so taken back."""
+    is_given = True
+
+    async def ask(_client: RelayClient, _message: Message) -> None:
+        nonlocal is_given
+        is_given = False
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(RelayClient, "_ask", ask)
+    client = client_of(tmp_path, lambda: is_given)
+    way_out = RelayedWayOut(
+        client,
+        endpoint=cast(WayOut, None),  # which is not asked
+        consent=client._consent,
+        diagnostics=client._diagnostics,
+    )
+
+    requests = [Request("", {"idempotency-key": key}, b"", 1) for key in ("a-0", "a-1")]
+    assert await way_out.hand_over(requests) is False
 
 
 async def test_a_withdrawal_that_overtakes_is_made_again(

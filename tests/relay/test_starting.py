@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,15 @@ import trio
 
 import trimaran
 from conftest import LoopbackEndpoint
+from patience import PATIENCE
+from trimaran._process import ProcessListener, ProcessSendChannel, listening
 from trimaran._relay.__main__ import main
 from trimaran._relay.launch import LaunchError, launch
+from trimaran._relay.messages import LISTENS
 from trimaran._relay.orders import Orders, orders_of, words_of
 from trimaran._relay.place import RelayPlace
 from trimaran._relay.visit import end_relay, report_of
+from trimaran._spool.lock import OwnerLock
 
 from .test_agents import Relayed, say
 
@@ -64,6 +71,68 @@ def test_what_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             launch(orders_for(tmp_path))
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_said_is_no_failure_where_a_relay_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a warning of the interpreter's."""
+    place, held = RelayPlace(tmp_path), list[OwnerLock | None]()
+
+    def start(_orders: Orders) -> str:
+        held.append(place.lock())
+        return "a warning"
+
+    monkeypatch.setattr("trimaran._relay.launch._start", start)
+
+    assert launch(orders_for(tmp_path)) is True
+
+    (lock,) = held
+    assert lock is not None
+    lock.release(remove=True)
+
+
+def test_a_relay_is_started_without_what_is_its_agents_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token in the environment would be there for as long as the relay is."""
+    given: list[Mapping[str, str]] = []
+
+    def run(
+        words: list[str], *, env: Mapping[str, str], **_named: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        given.append(env)
+        return subprocess.CompletedProcess(words, 0, stderr=b"")
+
+    monkeypatch.setenv("TEST_TOKEN", "s3same-0pen")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test")
+    monkeypatch.setattr("trimaran._relay.launch.subprocess.run", run)
+
+    assert launch(orders_for(tmp_path)) is True
+
+    (environ,) = given
+    assert "TEST_TOKEN" not in environ
+    assert environ["HTTPS_PROXY"] == "http://proxy.test"
+
+
+async def test_a_relay_that_ends_while_it_is_looked_at_is_none(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """It takes leave, and gives no report."""
+
+    async def take_leave(listener: ProcessListener) -> None:
+        stream = await listener.accept()
+        assert await stream.receive_some(1) == LISTENS
+        with ProcessSendChannel(stream) as line:
+            await line.ask(b"")
+
+    with listening("ends", os.environ) as listener:
+        place = RelayPlace(tmp_path)
+        place.announce(listener.path)
+        nursery.start_soon(take_leave, listener)
+
+        with trio.fail_after(PATIENCE):
+            assert await report_of(place) is None
 
 
 async def test_a_place_where_nobody_is_can_be_visited(tmp_path: Path) -> None:

@@ -72,6 +72,23 @@ async def test_without_one_it_is_waited_for(autojump_clock: trio.testing.MockClo
     assert trio.current_time() >= 80_000
 
 
+async def test_who_begins_to_listen_is_called(autojump_clock: trio.testing.MockClock) -> None:
+    """At once: somebody waits already, and nobody could be called before."""
+    wallet, _ = new_wallet()
+    agent = Agent(wallet, "a", gives="good")
+    agent.come(None, listens=False)
+
+    async with trio.open_nursery() as nursery:
+
+        async def listen_later() -> None:
+            await trio.sleep(1)
+            wallet.listen("a", agent.call)
+
+        nursery.start_soon(listen_later)
+        with trio.fail_after(2):
+            assert await wallet.current() == "good"
+
+
 async def test_all_who_listen_are_called_until_one_has_another(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
