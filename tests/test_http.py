@@ -316,3 +316,28 @@ async def test_a_proxy_stands_before_other_machines(
     await through.aclose()
 
     assert [request.target for request in endpoint.requests] == ["http://elsewhere.test/"]
+
+
+async def test_an_answer_that_is_asked_for_comes_whole(
+    nursery: trio.Nursery, endpoint: LoopbackEndpoint
+) -> None:
+    """Up to its bound; one that is longer, or broken off, is none."""
+    transport = HttpTransport(max_connections=2, whole_answer=3 * ANSWER_LIMIT)
+    endpoint.next(200, body=b"x" * (3 * ANSWER_LIMIT))
+    assert (await transport.attempt(request_to(endpoint.url))).body == b"x" * (3 * ANSWER_LIMIT)
+
+    endpoint.next(200, body=b"x" * (3 * ANSWER_LIMIT + 1))
+    with pytest.raises(trimaran.TransportError, match="an answer of more than 196608 bytes"):
+        await transport.attempt(request_to(endpoint.url))
+
+    async def break_off(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc")
+        await stream.aclose()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(partial(trio.serve_listeners, break_off, listeners))
+    port = listeners[0].socket.getsockname()[1]
+    with pytest.raises(trimaran.TransportError):
+        await transport.attempt(request_to(f"http://127.0.0.1:{port}"))
+    await transport.aclose()

@@ -60,7 +60,7 @@ def test_every_command_says_how_it_is_used(name: str) -> None:
     ("arguments", "message"),
     [
         (["fly"], "no such command 'fly'; see: trimaran --help"),
-        (["serve"], "missing option '--database'; see: trimaran serve --help"),
+        (["serve"], "say where events go, with --database FILE, --store URL or "),
         (["pipe", "a", "b"], "got unexpected extra argument (b); see: trimaran pipe --help"),
         (["pipe", "--fly"], "no such option"),
         (["pipe", "--timeout", "0"], "invalid value for '--timeout': 0.0 is not in the range x>0"),
@@ -129,12 +129,21 @@ def test_a_module_of_its_own_that_is_missing_is_a_bug() -> None:
     assert "ModuleNotFoundError" in ended.stderr
 
 
-@pytest.mark.parametrize("missing", ["starlette", "hypercorn"])
-def test_without_the_receivers_extra_it_says_what_to_install(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "where"),
+    [
+        ("starlette", ["--database", "x"]),
+        ("hypercorn", ["--database", "x"]),
+        ("starlette", ["--forward", "otlp+http://h", "--spool", "x"]),
+    ],
+)
+def test_without_the_receivers_extra_it_says_what_to_install(
+    missing: str, where: list[str]
+) -> None:
     """For the commands that need one; the others go on."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None; from trimaran.cli._app import run; "
-        "sys.exit(run(['serve', '--database', 'x']) + run(['--version']))"
+        f"sys.exit(run(['serve', *{where!r}]) + run(['--version']))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program],

@@ -90,6 +90,9 @@ async def test_a_port_in_use(command: Command) -> None:
         (["--host", "no such host"], "no such host is no address of this machine"),
         (["--database", "nowhere/t.sqlite"], "name another file with --database"),
         (["--database", "text"], "name another file with --database"),
+        (["--store", "clickhouse+http://127.0.0.1:1/t"], "correct --store, or see to the server"),
+        (["--store", "clickhouse+http://127.0.0.1:1"], "names no database; write it as click"),
+        (["--forward", "otlp+http://h", "--spool", "text"], "name another directory with --spool"),
         (["--token-file", "nothing-here"], "name another one with --token-file"),
         (["--token-file", "text"], "text, line 1: a token is made of"),
     ],
@@ -99,12 +102,57 @@ async def test_says_why_it_cannot_begin(
 ) -> None:
     """In one line, with what to do."""
     Path(command.directory, "text").write_text("not what is wanted\n" * 100)
-    ended = await command("serve", "--port", 0, "--database", "t.sqlite", *arguments)
+    if not {"--store", "--forward", "--database"}.intersection(arguments):
+        arguments = ["--database", "t.sqlite", *arguments]
+    ended = await command("serve", "--port", 0, *arguments)
 
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith("trimaran: ")
     assert message in ended.err
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say where events go, with --database FILE, --store URL or --forward URL"),
+        (["--database", "t", "--store", "clickhouse+http://h/d"], "only one of --database,"),
+        (["--store", "clickhouse+http://h/d", "--forward", "otlp+http://h"], "only one of "),
+        (["--store", "t.sqlite"], "--store takes clickhouse+http://[USER:PASSWORD@]HOST:PORT/"),
+        (["--database", "t", "--spool", "s"], "--spool and --spool-bytes go with --forward"),
+        (["--database", "t", "--spool-bytes", "1"], "--spool and --spool-bytes go with --forward"),
+        (["--forward", "http://h:4318", "--spool", "s"], "--forward takes otlp+http://HOST:PORT"),
+        (["--forward", "otlp+http://h:4318"], "add --spool DIR"),
+        (["--forward", "otlp+http://u:secret@h", "--spool", "s"], "carries a user name or passw"),
+    ],
+)
+async def test_says_how_it_is_used(command: Command, arguments: list[str], message: str) -> None:
+    """In one line that names the option, and no secret."""
+    ended = await command("serve", "--port", 0, *arguments)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert message in ended.err
+    assert ended.err.endswith("; see: trimaran serve --help\n")
+    assert "secret" not in ended.err
+    assert ended.err.count("\n") == 1
+
+
+async def test_a_variable_says_where_the_store_is(command: Command) -> None:
+    """What stands on the command line goes before it; it is named if it cannot be used."""
+    there = {"TRIMARAN_STORE": "clickhouse+http://u:secret@127.0.0.1:1/t"}
+    ended = await command("serve", "--port", 0, environ=there)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith("trimaran: http://127.0.0.1:1/t: no ClickHouse answers: ")
+    assert ended.err.endswith("; correct the variable TRIMARAN_STORE, or see to the server\n")
+
+    running = await command.start(*("serve", "--port", 0, "--database", "t.sqlite"), environ=there)
+    await running.says("into t.sqlite")
+    await running.ends(signal.SIGTERM)
+
+    ended = await command("serve", "--port", 0, environ={"TRIMARAN_STORE": "u:secret@h"})
+    assert ended.status == 2
+    assert ended.err.startswith("trimaran: the variable TRIMARAN_STORE takes clickhouse+http://")
+    assert "secret" not in ended.err
 
 
 @pytest.mark.parametrize(

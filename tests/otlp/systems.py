@@ -114,9 +114,13 @@ def running_test_agent() -> Iterator[TestAgent]:
 
 
 @contextmanager
-def running_collector(agent: TestAgent, token: str) -> Iterator[str]:
-    """A collector that passes on to *agent*, with that token; gives its URL."""
-    http, grpc = free_ports(2)
+def running_collector(agent: TestAgent, token: str, *, http: int | None = None) -> Iterator[str]:
+    """A collector that passes on to *agent*, with that token; gives its URL.
+
+    It listens at the port *http*, if one is given.
+    """
+    free, grpc = free_ports(2)
+    http = http or free
     [package] = rotel.__path__
     command = [str(Path(package) / "rotel-agent"), "start"]
     command += ["--otlp-http-endpoint", f"127.0.0.1:{http}"]

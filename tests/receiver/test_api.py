@@ -20,6 +20,7 @@ from patience import PATIENCE
 from trimaran.receiver import Receiver, create_app, open_store, run_receiver
 from trimaran.receiver.limits import READ_TIMEOUT
 from trimaran.receiver.server import serve
+from trimaran.receiver.sqlite import open_sqlite
 
 INGEST = "/api/observability/ingest"
 JSON = {"content-type": "application/json"}
@@ -437,7 +438,7 @@ async def test_any_session_id_has_an_address(client: httpx.AsyncClient, session_
 
 async def test_a_locked_store_is_a_503_that_passes(tmp_path: Path) -> None:
     """With the time to wait; a post that comes again after it is stored once."""
-    async with open_store(tmp_path / "s.sqlite", busy_timeout=0.01) as store:
+    async with open_sqlite(tmp_path / "s.sqlite", busy_timeout=0.01) as store:
         transport = httpx.ASGITransport(create_app(store))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             headers = {**JSON, "idempotency-key": "k"}
@@ -458,7 +459,7 @@ async def test_health_is_that_of_the_store(receiver: Receiver) -> None:
     """200 while it can be read, 503 when it cannot."""
     async with client_of(receiver) as client:
         assert (await client.get("/healthz")).json() == {"status": "ok"}
-        receiver.database.unlink()
+        Path(receiver.where).unlink()
 
         answer = await client.get("/healthz")
         assert answer.status_code == 503

@@ -267,7 +267,7 @@ async def test_a_store_that_is_away_is_described(
 ) -> None:
     """As a 503 that says when to come again."""
     receiver = await started(nursery, tmp_path)
-    receiver.database.unlink()
+    Path(receiver.where).unlink()
     async with httpx.AsyncClient(
         base_url=receiver.url, trust_env=False, timeout=PATIENCE
     ) as client:

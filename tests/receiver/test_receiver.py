@@ -42,7 +42,7 @@ async def test_it_runs_in_a_nursery(tmp_path: Path) -> None:
     file = tmp_path / "s.sqlite"
     async with trio.open_nursery() as nursery:
         receiver = await nursery.start(partial(run_receiver, port=0, database=file))
-        assert receiver == Receiver(receiver.url, file, open_to_network=False)
+        assert receiver == Receiver(receiver.url, file, open_to_network=False, where=str(file))
         assert receiver.url.startswith("http://127.0.0.1:")
         assert await post(receiver) == 200
         nursery.cancel_scope.cancel()
@@ -184,4 +184,10 @@ async def test_two_receivers_run_side_by_side(nursery: trio.Nursery, tmp_path: P
     ]
     assert await post(one) == 200
 
-    assert (stored(one.database), stored(two.database)) == (1, 0)
+    assert (stored(Path(one.where)), stored(Path(two.where))) == (1, 0)
+
+
+async def test_it_has_to_be_told_where_batches_go() -> None:
+    """To a store, or on; not to both, and not to neither."""
+    with pytest.raises(ValueError, match="either a database or an endpoint"):
+        await run_receiver(port=0)

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import PATIENCE
-from trimaran.receiver import Receiver
+from trimaran.receiver import Receiver, open_store
 from trimaran.receiver.database import APPLICATION_ID, MIGRATIONS
 from trimaran.receiver.limits import MAX_ANCESTORS, MAX_CHILDREN, MAX_FAMILY
-from trimaran.receiver.store import open_store
 from trimaran.receiver.summary import Summary
 from trimaran.receiver.tree import as_tree
 from trimaran.receiver.values import StoredSession

@@ -289,6 +289,9 @@ async def receive() -> None:
             partial(trimaran.receiver.run_receiver, port=0, database="t.db", tokens=tokens)
         )
         assert_type(running.url, str)
+        settings = trimaran.otlp.OtlpSettings()
+        forward = trimaran.receiver.Forward(settings=settings, spool="waiting", most_bytes=1)
+        await nursery.start(partial(trimaran.receiver.run_receiver, port=0, forward=forward))
 
 
 async def store() -> None:
@@ -297,6 +300,8 @@ async def store() -> None:
         async with trimaran.receiver.open_store("t.db") as opened:
             assert_type(opened, trimaran.receiver.Store)
             trimaran.receiver.create_app(opened)
+        async with trimaran.receiver.open_store("clickhouse+http://127.0.0.1/t") as shared:
+            assert_type(shared.where, str)
     except (trimaran.receiver.StoreUnavailable, trimaran.receiver.StoreError):
         return
 

@@ -98,6 +98,8 @@ class HttpTransport:
             of the operating system's trust store.
         client_certificate: a file with the certificate that this side shows.
         client_key: a file with its key, if that is not in the same one.
+        whole_answer: bytes of an answer's body, where that is what is asked for: one that is
+            larger, or broken off, is no answer.
 
     Raises:
         TransportError: a proxy variable of the environment, or a file, cannot be used.
@@ -111,7 +113,9 @@ class HttpTransport:
         certificate: str | None = None,
         client_certificate: str | None = None,
         client_key: str | None = None,
+        whole_answer: int | None = None,
     ) -> None:
+        self._whole_answer = whole_answer
         client = partial(
             httpx.AsyncClient,
             verify=_trust(certificate, client_certificate, client_key),
@@ -160,7 +164,7 @@ class HttpTransport:
                 return Answer(
                     response.status_code,
                     response.headers.get("retry-after"),
-                    await _body_of(response),
+                    await _body_of(response, self._whole_answer),
                 )
             finally:
                 await response.aclose()
@@ -228,26 +232,30 @@ def _pattern_of(host: str) -> str:
     return f"all://[{host}]" if ":" in host else f"all://{host}"
 
 
-async def _body_of(response: httpx.Response) -> bytes:
+async def _body_of(response: httpx.Response, whole: int | None) -> bytes:
     """The body, to a bound; as much of it as comes, where the status has said it all.
 
     An endpoint that took a batch and then dawdles over the body, or breaks it off, has
-    taken it nevertheless. Only a 207 goes on in its body, and without it is no answer.
+    taken it nevertheless. Only a 207 goes on in its body, and without it is no answer; nor is
+    any without all of it, where up to *whole* bytes are what was asked for.
     """
-    body = b""
-    is_needed = response.status_code == _MULTI_STATUS
+    body = bytearray()
+    is_needed = whole is not None or response.status_code == _MULTI_STATUS
+    limit = ANSWER_LIMIT if whole is None else whole + 1
     # Leaving the loop early would leave the client's generators suspended; a cancel
     # unwinds them, and the connection with them.
     with trio.move_on_after(math.inf if is_needed else BODY_TIMEOUT) as reading:
         try:
             async for piece in response.aiter_raw():
                 body += piece
-                if len(body) >= ANSWER_LIMIT:
+                if len(body) >= limit:
                     reading.cancel()
         except httpx.TransportError:
             if is_needed:
                 raise
-    return body[:ANSWER_LIMIT]
+    if whole is not None and len(body) > whole:
+        raise TransportError(f"an answer of more than {whole} bytes")
+    return bytes(body[:limit])
 
 
 def _describe(error: Exception) -> str:

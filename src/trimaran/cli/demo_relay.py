@@ -24,6 +24,7 @@ from trimaran.cli.demo_books import LOOK_INTERVAL, entry_of
 from trimaran.cli.demo_process import run_agent
 from trimaran.cli.demo_report import Assignment, Report
 from trimaran.cli.serve import start_receiver
+from trimaran.cli.serve_place import Place
 
 __all__ = ["ARRIVAL_PATIENCE", "Exit", "Network", "print_exits", "stopped", "watch_exits"]
 
@@ -72,7 +73,7 @@ class Network:
             with trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as nursery:
                     receiver = await start_receiver(
-                        nursery, port=self._port, database=self._database
+                        nursery, port=self._port, place=Place(database=self._database)
                     )
                     self.url = receiver.url
                     self._port = urlsplit(receiver.url).port or 0

@@ -18,6 +18,7 @@ import trio
 from trimaran.cli._errors import Failure
 from trimaran.cli._signals import Interrupt, run_interruptible
 from trimaran.cli._terminal import console, leave_line, printable, tell_diagnostics
+from trimaran.cli.serve_place import Place, place_of, place_options
 
 if TYPE_CHECKING:
     from trimaran.receiver import Receiver
@@ -39,13 +40,7 @@ DEFAULT_PORT = 8474
     type=click.IntRange(0, 65535),
     help="0 takes any that is free.",
 )
-@click.option(
-    "--database",
-    required=True,
-    metavar="FILE",
-    type=click.Path(),
-    help="The SQLite file that keeps the events; made if it is not there.",
-)
+@place_options
 @click.option(
     "--token-file",
     metavar="FILE",
@@ -58,25 +53,50 @@ DEFAULT_PORT = 8474
     type=click.IntRange(min=1),
     help="What a request may have, also decompressed.  [default: 1 MiB]",
 )
-def serve(host: str, port: int, database: str, token_file: str | None, max_body: int | None) -> int:
-    """Receive events, keep them, and show them.
+def serve(
+    *,
+    host: str,
+    port: int,
+    database: str | None,
+    store: str | None,
+    forward: str | None,
+    spool: str | None,
+    spool_bytes: int | None,
+    token_file: str | None,
+    max_body: int | None,
+) -> int:
+    """Receive events, keep them, and show them; or pass them on.
 
     Programs send to POST /api/observability/ingest; a person looks at the address itself; what
-    there is can be read as JSON at /api/sessions. A batch is confirmed when it is on disk.
+    there is can be read as JSON at /api/sessions. A batch is confirmed when it is on disk. What is
+    passed on is to be looked at where it goes.
 
     \b
     Examples:
       trimaran serve --database telemetry.sqlite
       trimaran serve --database t.sqlite --host 0.0.0.0 --token-file tokens.txt
+      trimaran serve --store clickhouse+http://127.0.0.1:8123/telemetry
+      trimaran serve --forward otlp+http://127.0.0.1:4318 --spool waiting
 
     Ctrl-C and SIGTERM end it, after the requests under way; exit status 0 then.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
+    try:
+        place = place_of(
+            os.environ,
+            database=database,
+            store=store,
+            forward=forward,
+            spool=spool,
+            spool_bytes=spool_bytes,
+        )
+    except ModuleNotFoundError as missing:
+        raise _without_extra(missing) from None
     return run_interruptible(
         partial(
             _serve,
             host=host,
             port=port,
-            database=database,
+            place=place,
             token_file=token_file,
             max_body=max_body,
         )
@@ -88,7 +108,7 @@ async def _serve(
     *,
     host: str,
     port: int,
-    database: str,
+    place: Place,
     token_file: str | None,
     max_body: int | None,
 ) -> int:
@@ -100,13 +120,12 @@ async def _serve(
                 nursery,
                 host=host,
                 port=port,
-                database=database,
+                place=place,
                 token_file=token_file,
                 max_body=max_body,
             )
             stdout.print(
-                f"Receiving on {receiver.url}, into {printable(str(receiver.database))} "
-                "(Ctrl-C ends)",
+                f"Receiving on {receiver.url}, into {printable(receiver.where)} (Ctrl-C ends)",
                 soft_wrap=True,
             )
     leave_line(stdout)
@@ -116,7 +135,7 @@ async def _serve(
 async def start_receiver(
     nursery: trio.Nursery,
     *,
-    database: str | os.PathLike[str],
+    place: Place,
     host: str = DEFAULT_HOST,
     port: int = 0,
     token_file: str | None = None,
@@ -136,10 +155,7 @@ async def start_receiver(
         )
         from trimaran.receiver.app import MAX_BODY  # noqa: PLC0415 - an extra of its own
     except ModuleNotFoundError as missing:
-        raise Failure(
-            f"a receiver needs the extra 'receiver' ({missing.name} is not there); "
-            "run: pip install 'trimaran[all]'"
-        ) from None
+        raise _without_extra(missing) from None
     try:
         tokens = frozenset[str]() if token_file is None else read_token_file(token_file)
         started: Receiver = await nursery.start(
@@ -147,7 +163,8 @@ async def start_receiver(
                 run_receiver,
                 host=host,
                 port=port,
-                database=database,
+                database=place.database,
+                forward=place.forward,
                 tokens=tokens,
                 max_body=MAX_BODY if max_body is None else max_body,
             )
@@ -155,10 +172,17 @@ async def start_receiver(
     except TokenFileError as error:
         raise Failure(f"{error}; name another one with --token-file") from None
     except StoreError as error:
-        raise Failure(f"{error}; name another file with --database") from None
+        raise Failure(f"{error}; {place.advice}") from None
     except OSError as error:
         raise Failure(cannot_listen(host, port, error)) from None
     return started
+
+
+def _without_extra(missing: ModuleNotFoundError) -> Failure:
+    return Failure(
+        f"a receiver needs the extra 'receiver' ({missing.name} is not there); "
+        "run: pip install 'trimaran[all]'"
+    )
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> str:

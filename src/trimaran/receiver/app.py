@@ -60,11 +60,11 @@ from trimaran.receiver.limits import (
     SESSIONS_PAGE,
 )
 from trimaran.receiver.pages import PAGE, Pages
-from trimaran.receiver.store import Store, StoreUnavailable
+from trimaran.receiver.store import Keeper, Store, StoreUnavailable
 from trimaran.receiver.values import StoredSession
 from trimaran.receiver.wire import PARENT_HEADER, parent_of
 
-__all__ = ["MAX_BODY", "create_app"]
+__all__ = ["MAX_BODY", "create_app", "create_forwarding_app"]
 
 _MAX_POSTS = 256  # bodies in memory at the same time; more wait, unread
 _BEARER = 'Bearer realm="trimaran"'
@@ -95,18 +95,58 @@ def create_app(
     reading = _Reading(store, guard, openapi.describe(max_body=max_body, tokens=bool(tokens)))
     person = _PersonReading(store, guard, pages, clock)
     refusal = _Refusal(pages, Diagnostics(trio.current_time))
-    app = Starlette(
-        routes=[
+    return _application(
+        refusal,
+        [
             Route("/api/observability/ingest", posting.ingest, methods=["POST"]),
             Route("/api/sessions", reading.sessions),
             # The id is the sender's, and may have slashes in it, whether encoded or not.
             Route("/api/sessions/{id:path}/events", reading.events),
             Route("/api/sessions/{id:path}", reading.session),
-            Route("/healthz", reading.health),
+            Route("/healthz", posting.health),
             Route("/openapi.json", reading.itself),
             Route("/", person.sessions),
             Route("/sessions/{id:path}", person.session),
         ],
+    )
+
+
+def create_forwarding_app(
+    keeper: Keeper,
+    *,
+    tokens: frozenset[str] = frozenset(),
+    max_body: int = MAX_BODY,
+    local_only: bool = False,
+) -> Starlette:
+    """The part of a receiver that takes, for one that has nothing to show.
+
+    Args:
+        keeper: where batches go.
+        tokens: as of :func:`create_app`, like the others.
+        max_body: bytes.
+        local_only: see there.
+    """
+    guard = _Guard(tokens, local_only=local_only)
+    posting = _Posting(keeper, guard, max_body)
+    refusal = _Refusal(Pages(), Diagnostics(trio.current_time))
+    return _application(
+        refusal,
+        [
+            Route("/api/observability/ingest", posting.ingest, methods=["POST"]),
+            Route("/healthz", posting.health),
+            Route("/{path:path}", _forwards_all),
+        ],
+    )
+
+
+async def _forwards_all(_request: Request) -> Response:
+    """Say that there is nothing to see; not a checkpoint."""
+    raise HTTPException(404, "This receiver passes on what it takes, and has nothing to show")
+
+
+def _application(refusal: "_Refusal", routes: list[Route]) -> Starlette:
+    app = Starlette(
+        routes=routes,
         middleware=[Middleware(_ByEncodedPath)],
         exception_handlers=dict.fromkeys(_REFUSED, refusal.answer),
     )
@@ -151,8 +191,8 @@ class _Guard:
 class _Posting:
     """Takes batches."""
 
-    def __init__(self, store: Store, guard: _Guard, max_body: int) -> None:
-        self._store = store
+    def __init__(self, keeper: Keeper, guard: _Guard, max_body: int) -> None:
+        self._keeper = keeper
         self._guard = guard
         self._max_body = max_body
         self._room = trio.CapacityLimiter(_MAX_POSTS)
@@ -174,12 +214,17 @@ class _Posting:
             encoding = request.headers.get("content-encoding", "")
             batch = parse(decompress(body, encoding, self._max_body))
             parent = parent_of(request.headers.get(PARENT_HEADER, ""))
-            receipt = await self._store.append(batch, key, parent=parent)
+            receipt = await self._keeper.append(batch, key, parent=parent)
         return _json(
             Taken(receipt.accepted, receipt.rejected),
             status=207 if receipt.rejected else 200,
             headers={"idempotent-replayed": "true"} if receipt.duplicate else {},
         )
+
+    async def health(self, _request: Request) -> Response:
+        """Say that all is well, unless nothing can be kept. Needs no token."""
+        await self._keeper.check()
+        return _json(Health("ok"))
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -213,11 +258,6 @@ class _Reading:
         """What can be asked for and posted here."""
         self._guard.admit(request, basic=True)
         return _json(self._description)
-
-    async def health(self, _request: Request) -> Response:
-        """Say that all is well, unless the store cannot be read. Needs no token."""
-        await self._store.check()
-        return _json(Health("ok"))
 
     async def sessions(self, request: Request) -> Response:
         """Some sessions, the newest first."""

@@ -8,7 +8,9 @@ Does not know: what is written and read.
 import sqlite3
 from pathlib import Path
 
-__all__ = ["StoreError", "StoreUnavailable", "open_reader", "open_writer"]
+from trimaran.receiver.store import StoreError
+
+__all__ = ["open_reader", "open_writer"]
 
 APPLICATION_ID = 0x54524D4E  # "TRMN", in the file's header: whose file it is
 
@@ -56,17 +58,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 """The statements that lead from each version of the schema to the next."""
 
 _WAL_LIMIT = 64 * 1024 * 1024  # bytes that the log keeps on disk between checkpoints
-
-
-class StoreError(Exception):
-    """The file cannot be used as a store. The message names it and says why."""
-
-
-class StoreUnavailable(StoreError):
-    """The file cannot be read or written at the moment: full, locked, or taken away.
-
-    What was asked for has not been done, and may be asked for again.
-    """
 
 
 def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:

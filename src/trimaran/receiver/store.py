@@ -1,127 +1,61 @@
-"""The receiver's memory: sessions and their batches in one SQLite file.
+"""What keeps batches, whichever way: the seam between requests and storage.
 
-In: validated batches.
-Out: a receipt once a batch is on disk; sessions and events, page by page.
-Does not know: HTTP, how a batch is validated, how a session is shown.
-
-A batch is stored as it came, as one row that holds the JSON of its good events, so
-that a post costs one insert however many events it carries; the summary of its
-session is brought up to date in the same transaction. The view ``events`` takes the
-rows apart again, for whoever opens the file with a tool of their own.
-
-All writing goes through one connection, one transaction at a time. Posts that come
-in while a transaction runs are written together by the next one, so that they share
-one wait for the disk. Every read has a connection of its own: in WAL mode readers
-and the writer do not wait for each other.
+In and out: values. Does not know: SQL, files, HTTP.
 """
 
-import os
-import sqlite3
-import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
-from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import Protocol
 
-import msgspec
-import trio
-
-from trimaran.receiver import sessions
-from trimaran.receiver.database import StoreError, StoreUnavailable, open_reader, open_writer
-from trimaran.receiver.ingest import Batch, Rejection
-from trimaran.receiver.limits import EVENTS_PAGE, MAX_CURSOR, MAX_PAGE_BYTES, SESSIONS_PAGE
-from trimaran.receiver.summary import Summary, add
+from trimaran.receiver.ingest import Batch
+from trimaran.receiver.limits import EVENTS_PAGE, MAX_CURSOR, SESSIONS_PAGE
 from trimaran.receiver.values import EventPage, Family, Receipt, SessionPage, StoredSession
 
-__all__ = [
-    "EventPage",
-    "Receipt",
-    "SessionPage",
-    "Store",
-    "StoreError",
-    "StoreUnavailable",
-    "StoredSession",
-    "open_store",
-]
-
-BUSY_TIMEOUT = 5.0  # s; how long another process may hold the file before posts are put off
-_MAX_GROUP = 256  # posts in one transaction; bounds how many wait longer because of the others
-_READERS = 4  # threads that read at the same time
-
-_T = TypeVar("_T")
-_decode_rejections = msgspec.json.Decoder(tuple[Rejection, ...]).decode
-_decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
+__all__ = ["Keeper", "Store", "StoreError", "StoreUnavailable"]
 
 
-class _Post:
-    """A batch on its way to the disk: it has a receipt, a failure, or still waits."""
-
-    def __init__(self, batch: Batch, key: str | None, parent: str | None) -> None:
-        self.batch = batch
-        self.key = key
-        self.parent = parent
-        self.receipt: Receipt | None = None
-        self.failure: str | None = None
-
-    @property
-    def decided(self) -> bool:
-        return self.receipt is not None or self.failure is not None
+class StoreError(Exception):
+    """A store cannot be used. The message names it and says why."""
 
 
-class Store:
-    """One SQLite file. Made by :func:`open_store`, used from one trio run.
+class StoreUnavailable(StoreError):
+    """A store cannot be read or written at the moment: full, locked, or not there.
 
-    Reads and writes wait for the disk in a thread; every async method is a checkpoint.
+    What was asked for has not been done, and may be asked for again.
     """
 
-    def __init__(
-        self, path: Path, connection: sqlite3.Connection, clock: Callable[[], float]
-    ) -> None:
-        self.path = path
-        self._clock = clock
-        self._connection = connection  # used by whoever has set _writing, and no one else
-        self._file = _identity(path)
-        self._writing: trio.Event | None = None  # comes when what is being written is
-        self._waiting: list[_Post] = []  # in the order in which they came
-        self._readers = trio.CapacityLimiter(_READERS)
 
-    def __repr__(self) -> str:
-        return f"<Store {str(self.path)!r}>"
+class Keeper(Protocol):
+    """Takes batches and answers for them. Every async method is a checkpoint."""
+
+    @property
+    def where(self) -> str:
+        """Where batches go, for a person; no password is in it."""
+        ...
 
     async def append(
         self, batch: Batch, key: str | None = None, *, parent: str | None = None
     ) -> Receipt:
-        """Store *batch*, unless its session has one of the same idempotency *key*.
+        """Keep *batch*, unless its session has one of the same idempotency *key*.
 
         *parent* is the id of the session that this one works for; without one it keeps the
-        parent that it has, and itself is none. Once this has returned, the batch is on disk. A cancel leaves it stored whole
-        or not at all.
+        parent that it has, and itself is none. Once this has returned, the batch is safe.
+        A cancel leaves it kept whole or not at all.
 
         Raises:
-            StoreUnavailable: Nothing was stored.
+            StoreUnavailable: Nothing can be relied on to be kept.
         """
-        if not batch.events:
-            await trio.lowlevel.checkpoint()
-            return Receipt(0, batch.rejected)
-        post = _Post(batch, key, None if parent == batch.session_id else parent)
-        self._waiting.append(post)
-        try:
-            await trio.lowlevel.checkpoint()  # who comes at the same time is written together
-            # Whoever finds that nobody writes does so for all who wait, and they are told
-            # together: handed on from one to the next, the word would take its time.
-            while not post.decided:
-                if self._writing is not None:
-                    await self._writing.wait()
-                    continue
-                with self._alone():
-                    await self._write_waiting()
-        finally:
-            if post in self._waiting:
-                self._waiting.remove(post)
-        if post.receipt is None:
-            raise StoreUnavailable(f"{self.path}: {post.failure}")
-        return post.receipt
+        ...
+
+    async def check(self) -> None:
+        """See whether it can be used.
+
+        Raises:
+            StoreUnavailable: It cannot.
+        """
+        ...
+
+
+class Store(Keeper, Protocol):
+    """Gives back what it took, too. All of its methods may raise StoreUnavailable."""
 
     async def sessions(
         self,
@@ -133,29 +67,16 @@ class Store:
         """Up to *limit* sessions whose number is less than *before*, the newest first.
 
         With a *parent*, those which say that they work for the session of that id.
-
-        Raises:
-            StoreUnavailable: The file cannot be read.
         """
-        return await self._read(
-            partial(sessions.sessions, before=before, limit=limit, parent=parent)
-        )
+        ...
 
     async def session(self, session_id: str) -> StoredSession | None:
-        """The session of that id, or None.
-
-        Raises:
-            StoreUnavailable: The file cannot be read.
-        """
-        return await self._read(partial(sessions.session, session_id=session_id))
+        """The session of that id, or None."""
+        ...
 
     async def family(self, session: StoredSession) -> Family:
-        """The sessions above *session*, and those below it.
-
-        Raises:
-            StoreUnavailable: The file cannot be read.
-        """
-        return await self._read(partial(sessions.family, of=session))
+        """The sessions above *session*, and those below it."""
+        ...
 
     async def events(
         self, session: StoredSession, *, first: int = 0, limit: int = EVENTS_PAGE
@@ -163,175 +84,5 @@ class Store:
         """Up to *limit* events of *session* from position *first* on.
 
         A page is shorter where its events would be more than 4 MiB together.
-
-        Raises:
-            StoreUnavailable: The file cannot be read.
         """
-
-        def query(connection: sqlite3.Connection) -> EventPage:
-            rows = connection.execute(
-                "SELECT first, events FROM batches WHERE session = ? AND first >="
-                " (SELECT max(first) FROM batches WHERE session = ? AND first <= ?)"
-                " ORDER BY first",
-                (session.number, session.number, first),
-            )
-            found: list[msgspec.Raw] = []
-            size = 0
-            for start, text in rows:
-                for event in _decode_events(text)[max(0, first - start) :]:
-                    size += memoryview(event).nbytes
-                    if len(found) == limit or (found and size > MAX_PAGE_BYTES):
-                        return EventPage(first, tuple(found), first + len(found))
-                    found.append(event)
-            return EventPage(first, tuple(found), None)
-
-        return await self._read(query)
-
-    async def check(self) -> None:
-        """See whether the file can be read.
-
-        Raises:
-            StoreUnavailable: It cannot.
-        """
-        await self.sessions(limit=1)
-
-    async def aclose(self) -> None:
-        """Close the file, after what is being written; also when cancelled.
-
-        That takes as long as another process holds the file, 5 s at most by default.
-        """
-        with trio.CancelScope(shield=True):
-            while self._writing is not None:
-                await self._writing.wait()
-            with self._alone():
-                await trio.to_thread.run_sync(self._connection.close)
-
-    @contextmanager
-    def _alone(self) -> Generator[None]:
-        """Have the connection, which nobody may have; then let everybody look again."""
-        self._writing = written = trio.Event()
-        try:
-            yield
-        finally:
-            self._writing = None
-            written.set()
-
-    async def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        def run() -> _T:
-            try:
-                with closing(open_reader(self.path)) as connection:
-                    return query(connection)
-            except sqlite3.OperationalError as error:
-                raise StoreUnavailable(f"{self.path}: {error}") from error
-
-        return await trio.to_thread.run_sync(run, limiter=self._readers)
-
-    async def _write_waiting(self) -> None:
-        """Write those who have waited longest, all or none, and say so to each."""
-        group = self._waiting[:_MAX_GROUP]
-        try:
-            receipts = await trio.to_thread.run_sync(self._write, group)
-        except (sqlite3.OperationalError, StoreUnavailable) as error:
-            for post in group:
-                post.failure = str(error)
-        else:
-            for post, receipt in zip(group, receipts, strict=True):
-                post.receipt = receipt
-        # Any other exception is a bug that goes to the one who met it, while the
-        # others stay in line and write for themselves.
-        self._waiting = [post for post in self._waiting if not post.decided]
-
-    def _write(self, group: Sequence[_Post]) -> list[Receipt]:
-        """Write all of *group* in one transaction, or nothing. Runs in a thread."""
-        if _identity(self.path) != self._file:
-            # SQLite would go on writing to a file that has no name any more.
-            raise StoreUnavailable("was removed or replaced")
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            receipts = [self._insert(post.batch, post.key, post.parent) for post in group]
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # SQLite ends some by itself
-                self._connection.execute("ROLLBACK")
-            raise
-        return receipts
-
-    def _insert(self, batch: Batch, key: str | None, parent: str | None) -> Receipt:
-        """Add one batch within the transaction that is under way."""
-        execute = self._connection.execute
-        known: tuple[int, str] | None = execute(
-            "SELECT number, summary FROM sessions WHERE id = ?", (batch.session_id,)
-        ).fetchone()
-        if known is not None and key is not None:
-            earlier: tuple[int, str] | None = execute(
-                "SELECT accepted, rejected FROM batches WHERE session = ? AND key = ?",
-                (known[0], key),
-            ).fetchone()
-            if earlier is not None:
-                return Receipt(earlier[0], _decode_rejections(earlier[1]), duplicate=True)
-        before = Summary() if known is None else sessions.decode_summary(known[1])
-        received = int(self._clock() * 1000)
-        summary = msgspec.json.encode(add(before, batch, received=received)).decode()
-        if known is None:
-            number = execute(
-                "INSERT INTO sessions (id, summary, parent) VALUES (?, ?, ?)",
-                (batch.session_id, summary, parent),
-            ).lastrowid
-        else:
-            number = known[0]
-            execute(
-                "UPDATE sessions SET summary = ?, parent = coalesce(?, parent) WHERE number = ?",
-                (summary, parent, number),
-            )
-        execute(
-            "INSERT INTO batches (session, first, accepted, received, key, rejected, events)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                number,
-                before.event_count,
-                len(batch.events),
-                received,
-                key,
-                msgspec.json.encode(batch.rejected).decode(),
-                (b"[" + b",".join(event.raw for event in batch.events) + b"]").decode(),
-            ),
-        )
-        return Receipt(len(batch.events), batch.rejected)
-
-
-@asynccontextmanager
-async def open_store(
-    path: str | os.PathLike[str],
-    *,
-    busy_timeout: float = BUSY_TIMEOUT,
-    clock: Callable[[], float] = time.time,
-) -> AsyncGenerator[Store]:
-    """Open the store in the file at *path*, which is made if it is not there.
-
-    Args:
-        path: Must be on a disk of this machine: SQLite's WAL mode does not work over
-            a network.
-        busy_timeout: Seconds to wait for another process that holds the file.
-        clock: Gives the seconds since the epoch.
-
-    Raises:
-        StoreError: The file cannot be used as a store.
-    """
-    where = Path(path)
-    connection = await trio.to_thread.run_sync(
-        partial(open_writer, where, busy_timeout=busy_timeout)
-    )
-    store = Store(where, connection, clock)
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells one file from another of the same name; None where there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        ...

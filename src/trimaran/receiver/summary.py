@@ -21,7 +21,7 @@ from trimaran._events import (
 from trimaran.receiver.ingest import Batch, GoodEvent
 from trimaran.receiver.wire import MAX_NUMBER
 
-__all__ = ["Summary", "add"]
+__all__ = ["Summary", "add", "failed"]
 
 _TELLING = frozenset({"generation", "session_start", "session_end"})
 
@@ -93,7 +93,7 @@ def add(summary: Summary, batch: Batch, *, received: int) -> Summary:
         events_by_type=dict(
             Counter(summary.events_by_type) + Counter(event.type for event in batch.events)
         ),
-        errors=summary.errors + sum(map(_failed, batch.events)),
+        errors=summary.errors + sum(map(failed, batch.events)),
         received=received,
     )
     for good in batch.events:
@@ -113,7 +113,7 @@ def add(summary: Summary, batch: Batch, *, received: int) -> Summary:
     return summary
 
 
-def _failed(good: GoodEvent) -> bool:
+def failed(good: GoodEvent) -> bool:
     """Whether it is an error, or a call that did not succeed."""
     return good.type == "error" or getattr(good.event, "status", None) == "error"
 
