@@ -68,6 +68,8 @@ async def test_page(page: Path, tmp_path: Path, nursery: trio.Nursery) -> None:
     with ExitStack() as stack:
         if page.name in PAGES_ON_OTLP:
             more["OTEL_EXPORTER_OTLP_ENDPOINT"] = stack.enter_context(running_test_agent()).url
+        if page.name == "scale.md":
+            more["BACKEND"] = stack.enter_context(running_test_agent()).url
         result = await run_page(page, tmp_path, **more)
 
     assert result.returncode == 0, result.stdout.decode()
