@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from conftest import LoopbackEndpoint, Reply
 from patience import PATIENCE
@@ -46,7 +47,6 @@ from trimaran._relay.messages import (
 )
 from trimaran._relay.outlet import Outlet
 from trimaran._relay.place import RelayPlace
-from trimaran._relay.server import RelayServer
 from trimaran._relay.way_out import RelayedWayOut
 from trimaran._spool.file import SpoolFile
 from trimaran._transport import Request
@@ -362,22 +362,23 @@ async def test_what_an_agent_said_before_it_came_once_more_is_done_before_or_nev
     """It gave up on a connection that hung, comes over another one and withdraws: what still
     lies in the first one is not taken after that.
     """
-    take, forget_older = Outlet.take, RelayServer.forget_older
+    take = Outlet.take
     taken: list[str] = []
-    goes_on = trio.Event()
+    goes_on, done = trio.Event(), trio.Event()
 
     async def slowly(outlet: Outlet, agent: str, batches: Sequence[HandedBatch]) -> bool:
         taken.extend(batch.key for batch in batches)
         await goes_on.wait()
-        return await take(outlet, agent, batches)
+        is_taken = await take(outlet, agent, batches)
+        done.set()
+        return is_taken
 
-    async def forgetting(server: RelayServer, agent: str) -> None:
-        if taken:
-            goes_on.set()
-        await forget_older(server, agent)
+    async def go_on() -> None:
+        # When whoever does not wait for it is through.
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        goes_on.set()
 
     monkeypatch.setattr(Outlet, "take", slowly)
-    monkeypatch.setattr(RelayServer, "forget_older", forgetting)
     endpoint.always(503)
     relayed = Relayed(tmp_path / "relay", nursery)
     await relayed.start()
@@ -390,9 +391,11 @@ async def test_what_an_agent_said_before_it_came_once_more_is_done_before_or_nev
         await until(lambda: taken == ["a-0"])
         first.close()
 
+        nursery.start_soon(go_on)
         await second.ask(hello)
         assert isinstance(answer_from(await second.ask(encoded(Withdraw()))), Taken)
         with trio.fail_after(PATIENCE):
+            await done.wait()
             while (await _outlet_of(relayed)).waiting:  # noqa: ASYNC110 - the relay is asked
                 await trio.sleep(0.01)
 
