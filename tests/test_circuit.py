@@ -229,7 +229,7 @@ async def test_without_a_token_nothing_is_learnt_of_the_endpoint(
             login._renews = False
             supervisor = telemetry._supervisor
             assert supervisor is not None
-            endpoint = supervisor.shared.endpoint
+            endpoint = supervisor.shared.routes[0].endpoint
             assert isinstance(endpoint, Endpoint)
             tokens = endpoint._tokens
             assert tokens is not None

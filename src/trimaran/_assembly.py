@@ -7,7 +7,7 @@ Does not know: lifetimes, sessions.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,11 @@ from trimaran._hooks import Hooks
 from trimaran._pipeline.encoder import jsonable
 from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._settings import Settings, Spool
-from trimaran._shared import Shared
+from trimaran._shared import ENDPOINT, Route, Shared
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of
 from trimaran._trace import TRACEPARENT, usable_traceparent
-from trimaran._transport import Request, Transport, wants_spans
+from trimaran._transport import Transport, wants_spans
 
 if TYPE_CHECKING:
     from trimaran._relay.way_out import RelayedWayOut
@@ -86,18 +86,24 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
     elif host.settings.relay is not False:
         endpoint = relayed = _relayed(endpoint, destination, tokens, consent, host)
         ahead, beside = relayed.hand_over, relayed.run
+    route = Route(
+        name=ENDPOINT,
+        endpoint=endpoint,
+        outages=outages,
+        diagnostics=host.diagnostics,
+        budget=MemoryBudget(host.settings.memory_bytes),
+        keeper=_spool_keeper(destination, host),
+        wants_spans=with_spans,
+        ahead=ahead,
+        beside=beside,
+    )
     return _shared(
-        endpoint,
-        outages,
+        route,
         host,
         tier=decision.tier,
         user_email=user_email,
-        keeper=_spool_keeper(destination, host),
-        parent=None,
-        wants_spans=with_spans,
         traceparent=traceparent_of(host.environ.get(TRACEPARENT), host.diagnostics),
-        ahead=ahead,
-        beside=beside,
+        parent=None,
     )
 
 
@@ -131,16 +137,25 @@ def assemble_in_session(
         consent=_consent(None, None, host),
         diagnostics=host.diagnostics,
     )
+    route = Route(
+        name=ENDPOINT,
+        endpoint=endpoint,
+        outages=outages,
+        diagnostics=host.diagnostics,
+        budget=MemoryBudget(host.settings.memory_bytes),
+        keeper=None,
+        wants_spans=parent.wants_spans,
+        ahead=None,
+        beside=None,
+    )
+    user_email = "" if account is None else text_of(account.email)
     shared = _shared(
-        endpoint,
-        outages,
+        route,
         host,
         tier=parent.tier,
-        user_email="" if account is None else text_of(account.email),
-        keeper=None,
-        parent=parent,
-        wants_spans=parent.wants_spans,
+        user_email=user_email,
         traceparent=parent.traceparent,
+        parent=parent,
     )
     return shared, endpoint
 
@@ -207,36 +222,26 @@ def _consent(provider: AccountProvider | None, account: Account | None, host: Ho
 
 
 def _shared(
-    endpoint: WayOut,
-    outages: Outages,
+    route: Route,
     host: Host,
     *,
     tier: Tier,
     user_email: str,
-    keeper: SpoolKeeper | None,
-    parent: Parent | None,
-    wants_spans: bool,
     traceparent: str,
-    ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None = None,
-    beside: Callable[[], Awaitable[object]] | None = None,
+    parent: Parent | None,
 ) -> Shared:
     return Shared(
-        endpoint=endpoint,
+        routes=(route,),
         settings=host.settings,
-        budget=MemoryBudget(host.settings.memory_bytes),
+        budget=route.budget,
         diagnostics=host.diagnostics,
         hooks=host.hooks,
-        outages=outages,
-        keeper=keeper,
         app=text_of(host.app),
         tier=tier,
         environ=host.environ,
         has_own_transport=host.transport is not None,
-        wants_spans=wants_spans,
         traceparent=traceparent,
         parent=parent,
-        ahead=ahead,
-        beside=beside,
         version=text_of(host.version),
         user_email=user_email,
         home=host.environ.get("HOME") or host.environ.get("USERPROFILE"),

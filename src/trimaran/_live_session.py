@@ -20,26 +20,22 @@ import trio
 
 from trimaran._children import Children
 from trimaran._current import current
+from trimaran._end import End
 from trimaran._environment import Parent, with_parent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
-from trimaran._pipeline.batch import MOST_TOGETHER, Batch
-from trimaran._pipeline.batcher import batch_events
 from trimaran._pipeline.collector import ToolSequence, collect
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
 from trimaran._pipeline.members import Members, OfSession
 from trimaran._pipeline.redact import Redactor, mask_text
-from trimaran._pipeline.sender import Sender
-from trimaran._pipeline.spooler import MOST_WAITING, spool_batches
 from trimaran._pipeline.wire import LONGEST_PARENT, Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session
 from trimaran._shared import SessionContext, Shared
 from trimaran._spans import Block, Place, Spans, span_number
-from trimaran._spool.keeper import SpoolKeeper
 
 __all__ = ["LiveSession"]
 
@@ -69,10 +65,6 @@ class LiveSession(Session):
         self._settings = settings
         self._diagnostics = shared.diagnostics
         self._hooks = shared.hooks
-        self._outages = shared.outages
-        self._keeper = shared.keeper
-        self._ahead = shared.ahead
-        self._budget = shared.budget
         self._wall_clock = shared.wall_clock
         self._now = trio.lowlevel.current_clock().current_time
         self._thread = threading.get_ident()
@@ -86,31 +78,28 @@ class LiveSession(Session):
         self._inbox = Inbox(
             self._token, mailbox=self._mailbox, ledger=self.ledger, capacity=settings.mailbox_events
         )
-        self._sender = Sender(
-            endpoint=shared.endpoint,
-            settings=settings,
-            ledger=self.ledger,
-            keeper=shared.keeper,
-            settled=self._settled,
-            hold=self._hold,
-            diagnostics=shared.diagnostics,
-            random=shared.random,
-            wall_clock=shared.wall_clock,
-            ahead=shared.ahead,
-        )
-        self._wire_context = Context(
-            session_id=context.session_id,
-            cli_version=shared.version,
-            user_email=shared.user_email,
-            project_id=mask_text(context.project_id, shared.home),
-        )
-        self._parent_id = self._parent_that_can_be_named(context.parent_session_id)
-        self._key_prefix = shared.new_id()
+        key_prefix = shared.new_id()
         self._spans = (
-            Spans(self._key_prefix, span_number(context.span_id)) if shared.wants_spans else None
+            Spans(key_prefix, span_number(context.span_id)) if shared.wants_spans else None
         )
+        self.end: End = End(
+            shared.routes[0],
+            shared,
+            mailbox=self._mailbox,
+            ledger=self.ledger,
+            context=Context(
+                session_id=context.session_id,
+                cli_version=shared.version,
+                user_email=shared.user_email,
+                project_id=mask_text(context.project_id, shared.home),
+            ),
+            parent_session_id=self._parent_that_can_be_named(context.parent_session_id),
+            key_prefix=key_prefix,
+            members=self._members(),
+        )
+        """What it has for its destination."""
         self._children = Children(
-            self._key_prefix,
+            key_prefix,
             take=self._take_from_child,
             refuse=self._refuse_from_child,
             diagnostics=shared.diagnostics,
@@ -363,9 +352,6 @@ class LiveSession(Session):
         """
         current.set(None)
         to_batcher, from_collector = trio.open_memory_channel[Chunk](0)
-        to_sender, from_batcher = trio.open_memory_channel[Batch](
-            0 if self._keeper is None and self._ahead is None else MOST_TOGETHER
-        )
         reason = DropReason.BUG
         try:
             async with trio.open_nursery() as nursery:
@@ -382,26 +368,9 @@ class LiveSession(Session):
                         tell_bug=self._tell_bug,
                     )
                 )
-                nursery.start_soon(
-                    partial(
-                        batch_events,
-                        from_collector,
-                        to_sender,
-                        settings=self._settings,
-                        context=self._wire_context,
-                        parent_session_id=self._parent_id,
-                        key_prefix=self._key_prefix,
-                        members=self._members(),
-                        ledger=self.ledger,
-                        drop=self._drop,
-                        wall_clock=self._wall_clock,
-                    )
-                )
-                if self._keeper is not None:
-                    from_batcher = self._spooled(from_batcher, self._keeper, nursery)
-                await self._sender.run(from_batcher)
+                await self.end.run(from_collector, nursery)
         except* trio.Cancelled:
-            reason = self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
+            reason = self.end.cancelled_because
             raise
         except* Exception as bugs:  # noqa: BLE001 - a stage's bug is not the agent's
             # A stage that fails breaks the channel of the one before it: that is no bug.
@@ -433,27 +402,6 @@ class LiveSession(Session):
         self._inbox.end()
         self._children.forked()
 
-    def _spooled(
-        self,
-        from_batcher: trio.MemoryReceiveChannel[Batch],
-        keeper: SpoolKeeper,
-        nursery: trio.Nursery,
-    ) -> trio.MemoryReceiveChannel[Batch]:
-        """Put the spool between batcher and sender; gives the sender's new end."""
-        to_sender, from_spooler = trio.open_memory_channel[Batch](MOST_WAITING)
-        nursery.start_soon(
-            partial(
-                spool_batches,
-                from_batcher,
-                to_sender,
-                keeper=keeper,
-                ledger=self.ledger,
-                is_memory_short=lambda: self._budget.used > self._budget.limit // 2,
-                release=self._mailbox.release,
-            )
-        )
-        return from_spooler
-
     def _members(self) -> Members | None:
         """What goes out beside the origin's wire; None where nobody wants it."""
         if self._spans is None:
@@ -466,15 +414,6 @@ class LiveSession(Session):
             return session_id
         self._diagnostics.warn("telemetry parent session not named", characters=len(session_id))
         return ""
-
-    def _settled(self, size: int) -> None:
-        """A batch of *size* bytes has its fate."""
-        self._mailbox.release(size)
-        self._outages.settled()
-
-    def _hold(self, reason: DropReason | None) -> None:
-        """What has to be shed while batches are not taken is shed for that reason."""
-        self._mailbox.full_because = reason or DropReason.MAILBOX_FULL
 
     def _tell_drops_soon(self) -> None:
         """Later rather than now: a hook is not to run inside of ``track()``."""

@@ -1,6 +1,6 @@
 """What sessions are made of: what one says of itself, and what all of a telemetry share.
 
-In: the parts, each from its own file. Out: two frozen values.
+In: the parts, each from its own file. Out: three frozen values.
 Does not know: how the parts are made, what a session does with them.
 """
 
@@ -22,7 +22,10 @@ from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
 from trimaran._transport import Request
 
-__all__ = ["SessionContext", "Shared"]
+__all__ = ["ENDPOINT", "Route", "SessionContext", "Shared"]
+
+ENDPOINT = "endpoint"
+"""What the destination that is decided on, rather than given, is called."""
 
 
 class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,17 +44,36 @@ class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
     """What this process's part of it stands below, 16 hexadecimal digits; "" for the root."""
 
 
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sessions of one telemetry share on the way to one destination."""
+
+    name: str
+    """Of the destination."""
+    endpoint: WayOut
+    outages: Outages
+    diagnostics: Diagnostics
+    budget: MemoryBudget
+    """The bytes of what is on this way."""
+    wants_spans: bool
+    """Whether events are to say there which spans they are."""
+    keeper: SpoolKeeper | None
+    """The spool, if there is one."""
+    ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None
+    """Hands several requests over at once, where there is somebody to take them."""
+    beside: Callable[[], Awaitable[object]] | None
+    """What runs beside the sessions, until the last one is over."""
+
+
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """What the sessions of one telemetry have in common; none of it is a session's own."""
 
-    endpoint: WayOut
+    routes: tuple[Route, ...]
+    """The ways to the destinations; there is at least one."""
     settings: Settings
     budget: MemoryBudget
+    """The bytes of what sessions hold in their mailboxes."""
     diagnostics: Diagnostics
     hooks: Hooks
-    outages: Outages
-    keeper: SpoolKeeper | None
-    """The spool, if there is one."""
     app: str
     """The host's name."""
     version: str
@@ -60,17 +82,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str]
     has_own_transport: bool
     """Whether the host brought what sends."""
-    wants_spans: bool
-    """Whether events are to say which spans they are."""
     traceparent: str
     """What the roots of its sessions stand below, unless a session says otherwise; "" for
     nothing."""
     parent: Parent | None
     """The process whose session this one takes part in, if it is not its own."""
-    ahead: Callable[[Sequence[Request]], Awaitable[bool]] | None
-    """Hands several requests over at once, where there is somebody to take them."""
-    beside: Callable[[], Awaitable[object]] | None
-    """What runs beside the sessions, until the last one is over."""
     user_email: str
     """"" for anonymous events."""
     home: str | None
@@ -81,6 +97,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
     new_id: Callable[[], str]
     """Gives a text that is unique over all of them, for all time."""
+
+    @property
+    def wants_spans(self) -> bool:
+        """Whether some destination wants to know which spans events are."""
+        return any(route.wants_spans for route in self.routes)
 
     def as_parent(
         self,
@@ -108,7 +129,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             pid=pid,
             socket=socket,
             is_over=is_over,
-            url=self.endpoint.url if self.tier is Tier.ANONYMOUS else None,
+            url=self.routes[0].endpoint.url if self.tier is Tier.ANONYMOUS else None,
             has_own_transport=self.has_own_transport,
             version=self.version,
             project_id=context.project_id,

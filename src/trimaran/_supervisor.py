@@ -23,7 +23,7 @@ from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.sender import Sender
 from trimaran._session import Session
-from trimaran._shared import SessionContext, Shared
+from trimaran._shared import Route, SessionContext, Shared
 from trimaran._spool.keeper import SpoolKeeper
 
 __all__ = ["Supervisor"]
@@ -56,8 +56,8 @@ class Supervisor:
         self._stages: trio.Nursery | None = None
         self._closing = trio.Event()
         self._is_forked = False
-        self.leftovers: Ledger = Ledger()
-        """The books of what earlier processes left on disk."""
+        self.leftovers: dict[str, Ledger] = {route.name: Ledger() for route in shared.routes}
+        """The books of what earlier processes left on disk, by destination."""
         self.is_ready: trio.Event = trio.Event()
         """Sessions can be opened."""
         tell_if_forked(self)
@@ -83,12 +83,12 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, session: LiveSession) -> None:
-        ledger = session.ledger  # a forked child's copy gets another
-        self.shared.outages.join(ledger)
+        outages, ledger = session.end.route.outages, session.end.ledger
+        outages.join(ledger)
         try:
             await session.run()
         finally:
-            self.shared.outages.leave(ledger)
+            outages.leave(ledger)
             del self._running[session]
 
     @trio.lowlevel.enable_ki_protection
@@ -97,11 +97,15 @@ class Supervisor:
         try:
             with self._scope:
                 async with trio.open_nursery() as beside:
-                    if self.shared.beside is not None:
-                        beside.start_soon(self.shared.beside)
+                    for route in self.shared.routes:
+                        if route.beside is not None:
+                            beside.start_soon(route.beside)
                     async with trio.open_nursery() as self._stages:
-                        if self.shared.keeper is not None:
-                            self._stages.start_soon(self._deliver_leftovers, self.shared.keeper)
+                        for route in self.shared.routes:
+                            if route.keeper is not None:
+                                self._stages.start_soon(
+                                    self._deliver_leftovers, route, route.keeper
+                                )
                         self.is_ready.set()
                         await self._closing.wait()
                         await self._let_sessions_leave()
@@ -114,46 +118,48 @@ class Supervisor:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        """Close what is open; both calls are bounded by themselves."""
+        """Close what is open; each of the calls is bounded by itself."""
         try:
-            await self.shared.endpoint.aclose()
+            for route in self.shared.routes:
+                await route.endpoint.aclose()
         finally:
             # Also when the host was cancelled, which ends the call above.
-            if self.shared.keeper is not None:
-                await self.shared.keeper.aclose()
+            for route in self.shared.routes:
+                if route.keeper is not None:
+                    await route.keeper.aclose()
 
     @trio.lowlevel.enable_ki_protection
-    async def _deliver_leftovers(self, keeper: SpoolKeeper) -> None:
+    async def _deliver_leftovers(self, route: Route, keeper: SpoolKeeper) -> None:
         """Deliver what earlier processes left on disk; what is not delivered stays there."""
-        shared = self.shared
+        shared, books = self.shared, self.leftovers[route.name]
         current.set(None)
-        batches = await keeper.take_over(self.leftovers)
+        batches = await keeper.take_over(books)
         send, receive = trio.open_memory_channel[Batch](len(batches))
         with send:
             for batch in batches:
                 send.send_nowait(batch)
-        shared.outages.join(self.leftovers)
+        route.outages.join(books)
         reason = DropReason.DRAIN_TIMEOUT
         try:
             await Sender(
-                endpoint=shared.endpoint,
+                endpoint=route.endpoint,
                 settings=shared.settings,
-                ledger=self.leftovers,
+                ledger=books,
                 keeper=keeper,
-                settled=lambda _size: shared.outages.settled(),
+                settled=lambda _size: route.outages.settled(),
                 hold=lambda _reason: None,
-                diagnostics=shared.diagnostics,
+                diagnostics=route.diagnostics,
                 random=shared.random,
                 wall_clock=shared.wall_clock,
             ).run(receive)
         except Exception as bug:
             reason = DropReason.BUG
-            shared.diagnostics.warn("telemetry failed", error=type(bug).__name__)
+            route.diagnostics.warn("telemetry failed", error=type(bug).__name__)
             if shared.settings.strict:
                 raise
         finally:
-            shared.outages.leave(self.leftovers)
-            self.leftovers.close(reason)
+            route.outages.leave(books)
+            books.close(reason)
 
     async def _let_sessions_leave(self) -> None:
         """End all sessions, after giving the tasks that hold them a moment to do so.
@@ -175,11 +181,13 @@ class Supervisor:
             # What children hand over at the last moment has to get out, too.
             session.hurry(now + drain_timeout * CHILDRENS_SHARE)
         self._closing.set()
-        self.shared.endpoint.hurry()
+        for route in self.shared.routes:
+            route.endpoint.hurry()
 
     def forked(self) -> None:
         """This is a forked child's copy: it sends nothing, and leaves the disk alone."""
         self._is_forked = True
-        self.shared.endpoint.forked()
-        if self.shared.keeper is not None:
-            self.shared.keeper.forked()
+        for route in self.shared.routes:
+            route.endpoint.forked()
+            if route.keeper is not None:
+                route.keeper.forked()

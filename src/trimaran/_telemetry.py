@@ -53,7 +53,9 @@ class Telemetry:
         ``tracked`` counts those that this process took over; what it does not get rid of
         is left once more.
         """
-        return Statistics() if self._supervisor is None else self._supervisor.leftovers.statistics()
+        if self._supervisor is None:
+            return Statistics()
+        return self._supervisor.leftovers[self._supervisor.shared.routes[0].name].statistics()
 
     @property
     def decision(self) -> Decision:

@@ -133,7 +133,7 @@ async def test_a_loop_that_goes_on_in_a_forked_child_sends_nothing(
     async with home.open(capture) as telemetry, telemetry.session() as session:
         async with trimaran.attach(environ=session.to_env({})) as attached:
             assert isinstance(attached, LiveSession)
-            attached._shared.endpoint.forked()
+            attached._shared.routes[0].endpoint.forked()
             attached.error("stray")
         assert attached.statistics().dropped == {"drain_timeout": 1}
 
@@ -155,7 +155,7 @@ async def test_a_loop_that_goes_on_in_a_forked_child_sends_nothing(
             opened_there.error("stray")
         assert opened_there.statistics().dropped == {"closed": 1}
     assert stray.statistics().dropped == {"drain_timeout": 1}
-    keeper = supervisor.shared.keeper
+    keeper = supervisor.shared.routes[0].keeper
     assert keeper is not None
     keeper._file.close()  # a forked child never does, and ends
 

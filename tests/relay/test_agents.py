@@ -709,7 +709,7 @@ async def test_a_forked_child_leaves_the_connection_to_its_parent(
     account = trimaran.StaticAccount(endpoint.url, "t0k3n", email="ann@x.test")
     async with relayed.agent(endpoint.url, account) as telemetry:
         await say(telemetry, "before")
-        way_out: Any = telemetry._supervisor and telemetry._supervisor.shared.endpoint
+        way_out: Any = telemetry._supervisor and telemetry._supervisor.shared.routes[0].endpoint
         client = way_out._client
         await until(lambda: client._line is not None)
         ends = [client._channel._socket.fileno(), client._line._socket.fileno()]

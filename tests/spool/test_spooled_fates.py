@@ -258,7 +258,7 @@ async def test_an_outage_that_leftovers_meet_is_told_with_them(
         async with opened(tmp_path, Capture([DOWN] * 5)) as telemetry:
             await trio.sleep(60)
             assert telemetry._supervisor is not None
-            outages = telemetry._supervisor.shared.outages
+            outages = telemetry._supervisor.shared.routes[0].outages
             assert outages.totals() == (10, 0, 0)
             assert not outages._running  # their books are closed, and kept nowhere
 
