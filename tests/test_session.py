@@ -98,7 +98,7 @@ async def test_a_session_that_ends_breaks_or_is_cancelled_leaves_the_rest_comple
                     async def broken(_receive: object) -> None:
                         raise ZeroDivisionError
 
-                    monkeypatch.setattr(session.end._sender, "run", broken)  # type: ignore[attr-defined]
+                    monkeypatch.setattr(session.ends.each[0]._sender, "run", broken)  # type: ignore[attr-defined]
                     session.track(CALL)
                     await trio.testing.wait_all_tasks_blocked()
 

@@ -376,7 +376,7 @@ async def test_a_bug_is_told_without_what_followed_from_it(
             ) as telemetry,
             telemetry.session() as session,
         ):
-            monkeypatch.setattr(session.end._sender, "run", broken)  # type: ignore[attr-defined]
+            monkeypatch.setattr(session.ends.each[0]._sender, "run", broken)  # type: ignore[attr-defined]
             for _ in range(3):
                 session.error("urgent")
                 await trio.sleep(0.1)
@@ -501,7 +501,7 @@ async def test_a_bug_in_a_stage_ends_one_session_and_is_counted(
         async def broken(_receive: object) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(bad.end._sender, "run", broken)  # type: ignore[attr-defined]
+        monkeypatch.setattr(bad.ends.each[0]._sender, "run", broken)  # type: ignore[attr-defined]
         with structlog.testing.capture_logs() as logs:
             bad.track(CALL)
             good.track(CALL)
@@ -614,7 +614,7 @@ def test_a_bug_that_a_cancelled_host_meets_comes_out_without_the_cancellation(wh
         with trio.CancelScope() as scope:
             async with Capture().open() as telemetry, telemetry.session() as session:
                 scope.cancel()
-                session.end._sender.run = broken  # type: ignore[attr-defined]
+                session.ends.each[0]._sender.run = broken  # type: ignore[attr-defined]
                 if where == "in the block":
                     await trio.lowlevel.checkpoint()
 
@@ -643,7 +643,7 @@ async def test_a_stage_that_breaks_another_ones_channel_comes_out_alone(
 
     async def fail() -> None:
         async with Capture().open() as telemetry, telemetry.session() as session:
-            monkeypatch.setattr(session.end._sender, "run", broken)  # type: ignore[attr-defined]
+            monkeypatch.setattr(session.ends.each[0]._sender, "run", broken)  # type: ignore[attr-defined]
             for _ in range(3):
                 session.error("urgent")
                 await trio.testing.wait_all_tasks_blocked()

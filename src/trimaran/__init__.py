@@ -16,6 +16,7 @@ from trimaran._account import (
 )
 from trimaran._attached import attach
 from trimaran._decision import Decision, Tier, resolve
+from trimaran._destination import Destination
 from trimaran._events import (
     BridgeCall,
     BuiltInEvent,
@@ -56,6 +57,7 @@ __all__ = [
     "CredentialsError",
     "CredentialsFile",
     "Decision",
+    "Destination",
     "DropReason",
     "Dropped",
     "ErrorEvent",

@@ -7,100 +7,59 @@ Does not know: lifetimes, sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from random import Random
-from typing import TYPE_CHECKING
-
-import msgspec
 import trio
 
 from trimaran._account import Account, AccountProvider, CredentialsError
 from trimaran._decision import Decision, Tier
+from trimaran._destination import ENDPOINT
 from trimaran._diagnostics import Diagnostics
-from trimaran._endpoint import Endpoint, WayOut
-from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.outages import Outages
 from trimaran._endpoint.through_parent import ThroughParent
-from trimaran._endpoint.token import TokenKeeper, is_usable_token
+from trimaran._endpoint.token import is_usable_token
 from trimaran._environment import Parent
-from trimaran._hooks import Hooks
 from trimaran._pipeline.encoder import jsonable
 from trimaran._pipeline.mailbox import MemoryBudget
-from trimaran._settings import Settings, Spool
-from trimaran._shared import ENDPOINT, Route, Shared
-from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
-from trimaran._spool.values import destination_of
+from trimaran._routes import (
+    Host,
+    consent_of,
+    consent_to,
+    decided_route,
+    endpoint_of,
+    given_route,
+    token_keeper,
+)
+from trimaran._shared import Route, Shared
 from trimaran._trace import TRACEPARENT, usable_traceparent
-from trimaran._transport import Transport, wants_spans
+from trimaran._transport import wants_spans
 
-if TYPE_CHECKING:
-    from trimaran._relay.way_out import RelayedWayOut
-
-__all__ = ["Host", "assemble", "assemble_in_session", "look_up", "text_of", "traceparent_of"]
-
-
-class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host gave, with every default in its place."""
-
-    app: str
-    version: str
-    provider: AccountProvider | None
-    settings: Settings
-    environ: Mapping[str, str]
-    transport: Transport | None
-    """Its own; None is HTTP."""
-    consent: Callable[[], bool] | None
-    hooks: Hooks
-    diagnostics: Diagnostics
-    now: Callable[[], float]
-    """Trio's clock."""
-    wall_clock: Callable[[], float]
-    """Seconds since the epoch."""
-    random: Random
-    new_id: Callable[[], str]
-    run_blocking: RunBlocking | None
-    """Runs the spool's work on the disk; None is a thread."""
+__all__ = ["assemble", "assemble_in_session", "look_up", "text_of", "traceparent_of"]
 
 
 def assemble(decision: Decision, account: Account | None, token: str | None, host: Host) -> Shared:
-    """What the sessions of an enabled telemetry share.
+    """What the sessions of a telemetry share that goes somewhere.
 
     Args:
-        decision: where events go.
+        decision: where events go; disabled, they go to the given destinations alone.
         account: who they are sent for; None sends anonymously.
         token: the account's token of the moment.
         host: the rest.
     """
-    outages = Outages(host.diagnostics, host.now)
-    user_email = "" if account is None else text_of(account.email)
-    with_spans = wants_spans(host.transport)
-    destination = destination_of(decision, user_email, with_spans=with_spans)
-    tokens, consent = _token_keeper(token, host), _consent_to(decision, account, host)
-    endpoint: WayOut = _endpoint(decision, tokens, consent, host, outages)
-    ahead = beside = None
-    if host.settings.relay is not False and host.transport is not None:
-        # What the host's own transport does with a batch is not known here: it may keep it.
-        host.diagnostics.warn(
-            "telemetry relay not available", reason="the transport is the host's own"
+    number = len(host.destinations) + decision.enabled
+    # What has passed the parting of ways is each destination's, and none takes another's room.
+    share = host.settings.memory_bytes // (number + 1 if number > 1 else 1)
+    is_authenticated = decision.tier is Tier.AUTHENTICATED
+    user_email = text_of(account.email) if account is not None and is_authenticated else ""
+    routes = [given_route(destination, share, host) for destination in host.destinations]
+    if decision.enabled:
+        routes.insert(
+            0, decided_route(decision, account, token, share, host, user_email=user_email)
         )
-    elif host.settings.relay is not False:
-        endpoint = relayed = _relayed(endpoint, destination, tokens, consent, host)
-        ahead, beside = relayed.hand_over, relayed.run
-    route = Route(
-        name=ENDPOINT,
-        endpoint=endpoint,
-        outages=outages,
-        diagnostics=host.diagnostics,
-        budget=MemoryBudget(host.settings.memory_bytes),
-        keeper=_spool_keeper(destination, host),
-        wants_spans=with_spans,
-        ahead=ahead,
-        beside=beside,
-    )
     return _shared(
-        route,
+        tuple(routes),
         host,
-        tier=decision.tier,
+        # One way is all there is to hold.
+        budget=routes[0].budget if number == 1 else MemoryBudget(share),
+        tier=decision.tier if decision.enabled else Tier.ANONYMOUS,
         user_email=user_email,
         traceparent=traceparent_of(host.environ.get(TRACEPARENT), host.diagnostics),
         parent=None,
@@ -124,17 +83,18 @@ def assemble_in_session(
     is_direct = decision.enabled and not (parent.has_own_transport and host.transport is None)
     endpoint = ThroughParent(
         parent,
-        direct=_endpoint(
+        direct=endpoint_of(
             decision,
-            _token_keeper(token, host),
-            _consent_to(decision, account, host),
             host,
-            outages,
+            transport=host.transport,
+            tokens=token_keeper(token, host),
+            consent=consent_to(decision, account, host),
+            outages=outages,
         )
         if is_direct
         else None,
         takes_spans=wants_spans(host.transport),
-        consent=_consent(None, None, host),
+        consent=consent_of(None, None, host),
         diagnostics=host.diagnostics,
     )
     route = Route(
@@ -150,8 +110,9 @@ def assemble_in_session(
     )
     user_email = "" if account is None else text_of(account.email)
     shared = _shared(
-        route,
+        (route,),
         host,
+        budget=route.budget,
         tier=parent.tier,
         user_email=user_email,
         traceparent=parent.traceparent,
@@ -160,84 +121,25 @@ def assemble_in_session(
     return shared, endpoint
 
 
-def _endpoint(
-    decision: Decision,
-    tokens: TokenKeeper | None,
-    consent: Consent,
-    host: Host,
-    outages: Outages,
-) -> Endpoint:
-    return Endpoint(
-        decision,
-        transport=host.transport,
-        tokens=tokens,
-        consent=consent,
-        settings=host.settings,
-        diagnostics=host.diagnostics,
-        random=host.random,
-        wall_clock=host.wall_clock,
-        on_change=outages.change,
-    )
-
-
-def _relayed(
-    endpoint: WayOut,
-    destination: str,
-    tokens: TokenKeeper | None,
-    consent: Consent,
-    host: Host,
-) -> RelayedWayOut:
-    """The way out through a relay. Starts none yet."""
-    from trimaran._relay.way_out import relayed  # noqa: PLC0415 - sqlite3
-
-    return relayed(
-        endpoint,
-        app=host.app,
-        settings=host.settings,
-        agent=host.new_id(),
-        destination=destination,
-        tokens=tokens,
-        consent=consent,
-        diagnostics=host.diagnostics,
-    )
-
-
-def _consent_to(decision: Decision, account: Account | None, host: Host) -> Consent:
-    """What is asked before something is sent where *decision* says."""
-    is_authenticated = decision.tier is Tier.AUTHENTICATED
-    return _consent(host.provider if is_authenticated else None, account, host)
-
-
-def _consent(provider: AccountProvider | None, account: Account | None, host: Host) -> Consent:
-    return Consent(
-        app=host.app,
-        environ=host.environ,
-        ask=host.consent,
-        provider=provider,
-        account=account,
-        now=host.now,
-        timeout=host.settings.account_timeout,
-        diagnostics=host.diagnostics,
-    )
-
-
 def _shared(
-    route: Route,
+    routes: tuple[Route, ...],
     host: Host,
     *,
+    budget: MemoryBudget,
     tier: Tier,
     user_email: str,
     traceparent: str,
     parent: Parent | None,
 ) -> Shared:
     return Shared(
-        routes=(route,),
+        routes=routes,
         settings=host.settings,
-        budget=route.budget,
+        budget=budget,
         diagnostics=host.diagnostics,
         hooks=host.hooks,
         app=text_of(host.app),
         tier=tier,
+        names_destinations=bool(host.destinations),
         environ=host.environ,
         has_own_transport=host.transport is not None,
         traceparent=traceparent,
@@ -248,43 +150,6 @@ def _shared(
         random=host.random,
         wall_clock=host.wall_clock,
         new_id=host.new_id,
-    )
-
-
-def _spool_keeper(destination: str, host: Host) -> SpoolKeeper | None:
-    """None where nothing is to be written to disk. Opens nothing yet."""
-    if host.settings.spool is False:
-        return None
-    from trimaran._spool.file import SpoolFile, spool_directory  # noqa: PLC0415 - sqlite3
-
-    spool = Spool() if host.settings.spool is True else host.settings.spool
-    return SpoolKeeper(
-        SpoolFile(
-            spool_directory(host.app, spool),
-            owner=host.new_id(),
-            destination=destination,
-            most_bytes=spool.most_bytes,
-            most_seconds=spool.most_seconds,
-            survives=spool.survives,
-            wall_clock=host.wall_clock,
-        ),
-        run=in_a_thread() if host.run_blocking is None else host.run_blocking,
-        diagnostics=host.diagnostics,
-    )
-
-
-def _token_keeper(token: str | None, host: Host) -> TokenKeeper | None:
-    """None where events go out without a token."""
-    if host.provider is None or token is None:
-        return None
-    return TokenKeeper(
-        host.provider,
-        token,
-        now=host.now,
-        wall_clock=host.wall_clock,
-        timeout=host.settings.request_timeout,
-        interval=host.settings.unauthorized_interval,
-        diagnostics=host.diagnostics,
     )
 
 

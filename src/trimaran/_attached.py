@@ -16,13 +16,14 @@ import trio
 from msgspec.structs import replace
 
 from trimaran._account import Account, AccountProvider
-from trimaran._assembly import Host, assemble_in_session, look_up
+from trimaran._assembly import assemble_in_session, look_up
 from trimaran._current import entered
 from trimaran._decision import opted_out, resolve, switch_name
 from trimaran._diagnostics import Diagnostics
 from trimaran._environment import Parent, parent_in
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
+from trimaran._routes import Host
 from trimaran._session import OPTED_OUT, SILENT, Session, SilentSession
 from trimaran._settings import Settings
 from trimaran._shared import SessionContext
@@ -98,6 +99,7 @@ async def attach(
         settings=replace(settings, spool=False, relay=False),
         environ=environ,
         transport=transport,
+        destinations=(),
         consent=consent,
         hooks=hooks,
         diagnostics=Diagnostics(now, hooks),

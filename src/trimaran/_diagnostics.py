@@ -34,8 +34,19 @@ class Diagnostics:
         self._now = now
         self._hooks = Hooks() if hooks is None else hooks
         self._hooks.fail = self._hook_failed
+        self._about: dict[str, object] = {}
         self._last: dict[str, float] = {}
         self._held_back: dict[str, int] = {}
+
+    def about(self, destination: str) -> Diagnostics:
+        """A voice for what concerns one *destination*: it names that in every line, and its
+        lines are counted for themselves.
+        """
+        fail = self._hooks.fail
+        named = Diagnostics(self._now, self._hooks)
+        self._hooks.fail = fail
+        named._about = {"destination": destination}
+        return named
 
     def warn(self, problem: str, /, **facts: object) -> None:
         """Tell of *problem*, unless it was told within the last minute.
@@ -46,6 +57,7 @@ class Diagnostics:
         repeated = self._due(problem)
         if repeated is None:
             return
+        facts = self._about | facts
         self._hooks.problem(Problem(name=problem, count=repeated + 1, facts=facts))
         self._log("warning", problem, repeated, facts)
 
@@ -53,7 +65,7 @@ class Diagnostics:
         """Log *news* that are no problem, as rarely as problems."""
         repeated = self._due(news)
         if repeated is not None:
-            self._log("info", news, repeated, facts)
+            self._log("info", news, repeated, self._about | facts)
 
     def _hook_failed(self, kind: str) -> None:
         repeated = self._due("telemetry hook failed")

@@ -7,13 +7,16 @@ Does not know: the agent's side of a session, other destinations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import trio
 from trio.abc import ReceiveChannel
 
+from trimaran._current import current
 from trimaran._pipeline.batch import MOST_TOGETHER, Batch
 from trimaran._pipeline.batcher import batch_events
+from trimaran._pipeline.fan_out import Branch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox
 from trimaran._pipeline.members import Members
@@ -108,6 +111,29 @@ class End:
         if keeper is not None:
             from_batcher = self._spooled(from_batcher, keeper, nursery)
         await self._sender.run(from_batcher)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run_apart(self, branch: Branch, tell_bug: Callable[[Exception], None]) -> None:
+        """Run the stages until *branch* has ended, or until cancelled.
+
+        A bug in one of them ends this destination alone, with its books closed, and is told
+        to *tell_bug*, which may raise in its turn.
+        """
+        current.set(None)
+        try:
+            async with trio.open_nursery() as nursery:
+                await self.run(branch, nursery)
+        except* trio.Cancelled:
+            raise
+        except* Exception as bugs:  # noqa: BLE001 - a stage's bug is not the agent's
+            branch.break_off()
+            self.ledger.close(DropReason.BUG)
+            # As in a session with one destination: no bug in itself.
+            tell_bug(bugs.split(trio.BrokenResourceError)[1] or bugs)
+
+    def close_books(self, *, is_cancelled: bool) -> None:
+        """Nothing more is decided here. May be called again."""
+        self.ledger.close(self.cancelled_because if is_cancelled else DropReason.BUG)
 
     def _spooled(
         self,

@@ -23,6 +23,8 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     reason: DropReason
     count: int
+    destination: str = "endpoint"
+    """What they were lost to; where it is several, each is told for itself."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

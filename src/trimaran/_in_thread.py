@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from random import Random
@@ -21,6 +21,7 @@ from typing import TypeVar
 from trimaran._account import AccountProvider
 from trimaran._attached import attach, silent_for
 from trimaran._decision import Decision, Tier, opted_out, resolve
+from trimaran._destination import Destination, distinct
 from trimaran._diagnostics import Diagnostics
 from trimaran._environment import parent_in
 from trimaran._hooks import Hooks, OnDrop, OnProblem
@@ -28,7 +29,7 @@ from trimaran._pipeline.ledger import Statistics
 from trimaran._session import OPTED_OUT, SILENT
 from trimaran._settings import Settings
 from trimaran._spool.keeper import RunBlocking
-from trimaran._telemetry import Telemetry, is_name, open_telemetry, random_id
+from trimaran._telemetry import Telemetry, is_name, is_silent, open_telemetry, random_id
 from trimaran._thread import BlockInThread, NoThread
 from trimaran._thread_session import ANSWER_GRACE, ThreadSession, entered_from_afar
 from trimaran._transport import Transport
@@ -58,8 +59,13 @@ class ThreadTelemetry:
 
     @property
     def decision(self) -> Decision:
-        """Which tier was chosen, why, and by which switch."""
+        """See :attr:`Telemetry.decision`."""
         return self._telemetry.decision
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """See :attr:`Telemetry.destinations`."""
+        return self._telemetry.destinations
 
     def leftovers(self) -> Statistics:
         """See :meth:`Telemetry.leftovers`."""
@@ -126,6 +132,7 @@ def open_in_thread(
     settings: Settings | None = None,
     environ: Mapping[str, str] | None = None,
     transport: Transport | None = None,
+    destinations: Iterable[Destination] = (),
     consent: Callable[[], bool] | None = None,
     on_drop: OnDrop | None = None,
     on_problem: OnProblem | None = None,
@@ -150,18 +157,19 @@ def open_in_thread(
     at once if nothing is to be sent.
 
     Raises:
-        ValueError: *app* is no name.
+        ValueError: *app* is no name, or two of *destinations* have the same one.
     """
     if not is_name(app):
         raise ValueError(
             f"open_in_thread({app!r}): the app's name must be text with a letter in it"
         )
+    given = distinct(destinations)
     settings = Settings() if settings is None else settings
     found = os.environ if environ is None else environ
     diagnostics = Diagnostics(time.monotonic, Hooks(on_drop, on_problem))
     if account is None or opted_out(app, found, enabled=settings.enabled) is not None:
         decision = resolve(app, None, found, enabled=settings.enabled)
-        if not decision.enabled:
+        if is_silent(decision, given):
             if decision.is_fault:
                 diagnostics.warn("telemetry disabled", reason=decision.reason)
             yield ThreadTelemetry(Telemetry(decision, None), None)
@@ -175,6 +183,7 @@ def open_in_thread(
             settings=settings,
             environ=environ,
             transport=transport,
+            destinations=given,
             consent=consent,
             on_drop=on_drop,
             on_problem=on_problem,
@@ -195,7 +204,7 @@ def open_in_thread(
         diagnostics.warn("telemetry disabled", reason=decision.reason)
         yield ThreadTelemetry(Telemetry(decision, None), None)
         return
-    if not telemetry.decision.enabled:
+    if not telemetry.destinations:
         loop.close()
         yield ThreadTelemetry(telemetry, None)
         return

@@ -15,12 +15,12 @@ from contextlib import suppress
 from functools import partial
 from typing import cast
 
-import msgspec
 import trio
+from msgspec.structs import replace
 
 from trimaran._children import Children
 from trimaran._current import current
-from trimaran._end import End
+from trimaran._ends import Ends
 from trimaran._environment import Parent, with_parent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
@@ -28,7 +28,7 @@ from trimaran._hooks import Dropped
 from trimaran._pipeline.collector import ToolSequence, collect
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
-from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox, MemoryBudget
+from trimaran._pipeline.mailbox import Entry, Mailbox, MemoryBudget
 from trimaran._pipeline.members import Members, OfSession
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.wire import LONGEST_PARENT, Context
@@ -70,7 +70,8 @@ class LiveSession(Session):
         self._thread = threading.get_ident()
         self._redactor = Redactor(shared.home)
         self._tools = ToolSequence()
-        self.ledger = Ledger(on_drop=self._tell_drops_soon if shared.hooks.wants_drops else None)
+        on_drop = self._tell_drops_soon if shared.hooks.wants_drops else None
+        self.ledger = Ledger(on_drop)
         """The session's books; others only read them."""
         self._mailbox = Mailbox(
             settings, ledger=self.ledger, budget=shared.budget, wall_clock=shared.wall_clock
@@ -82,8 +83,7 @@ class LiveSession(Session):
         self._spans = (
             Spans(key_prefix, span_number(context.span_id)) if shared.wants_spans else None
         )
-        self.end: End = End(
-            shared.routes[0],
+        self.ends: Ends = Ends(
             shared,
             mailbox=self._mailbox,
             ledger=self.ledger,
@@ -95,9 +95,11 @@ class LiveSession(Session):
             ),
             parent_session_id=self._parent_that_can_be_named(context.parent_session_id),
             key_prefix=key_prefix,
-            members=self._members(),
+            members=self._members,
+            on_drop=on_drop,
+            tell_bug=self._tell_bug,
         )
-        """What it has for its destination."""
+        """What it has for its destinations."""
         self._children = Children(
             key_prefix,
             take=self._take_from_child,
@@ -206,8 +208,8 @@ class LiveSession(Session):
 
     def statistics(self) -> Statistics:
         """See :meth:`Session.statistics`."""
-        return msgspec.structs.replace(
-            self._inbox.statistics(), peak_waiting=max(self._mailbox.peak, len(self._mailbox))
+        return self.ends.statistics(
+            self._inbox.statistics, max(self._mailbox.peak, len(self._mailbox))
         )
 
     def generation(
@@ -252,9 +254,7 @@ class LiveSession(Session):
         parent = self._shared.parent
         environ = with_parent(
             base,
-            self._as_parent(span_id)
-            if parent is None
-            else msgspec.structs.replace(parent, span_id=span_id),
+            self._as_parent(span_id) if parent is None else replace(parent, span_id=span_id),
         )
         if environ is None:
             self._diagnostics.warn("telemetry takes no children", reason="its context is too long")
@@ -341,6 +341,7 @@ class LiveSession(Session):
         self._children.abandon()
         self._inbox.end()
         self._mailbox.end()
+        self.ends.abandon()
         self.ledger.close(DropReason.CLOSED)
 
     @trio.lowlevel.enable_ki_protection
@@ -351,8 +352,7 @@ class LiveSession(Session):
         comes out only if the settings are strict.
         """
         current.set(None)
-        to_batcher, from_collector = trio.open_memory_channel[Chunk](0)
-        reason = DropReason.BUG
+        is_cancelled = False
         try:
             async with trio.open_nursery() as nursery:
                 self._stages = nursery
@@ -361,26 +361,27 @@ class LiveSession(Session):
                     partial(
                         collect,
                         self._mailbox,
-                        to_batcher,
+                        self.ends.open(),
                         redactor=self._redactor,
                         tools=self._tools,
                         drop=self._drop,
                         tell_bug=self._tell_bug,
                     )
                 )
-                await self.end.run(from_collector, nursery)
+                await self.ends.run(nursery)
         except* trio.Cancelled:
-            reason = self.end.cancelled_because
+            is_cancelled = True
             raise
         except* Exception as bugs:  # noqa: BLE001 - a stage's bug is not the agent's
             # A stage that fails breaks the channel of the one before it: that is no bug.
+            is_cancelled = False
             self._tell_bug(bugs.split(trio.BrokenResourceError)[1] or bugs)
         finally:
             self._stages = None
             self._children.abandon()
             self._inbox.end()
             self._mailbox.end()
-            self.ledger.close(reason)
+            self.ends.close(is_cancelled=is_cancelled)
 
     def forked(self) -> None:
         """This is a forked child's copy: it counts what is tracked, as closed, and no more.
@@ -398,6 +399,7 @@ class LiveSession(Session):
             wall_clock=self._wall_clock,
         )
         self._mailbox.end()
+        self.ends.forked(self.ledger)
         self._inbox = Inbox(None, mailbox=self._mailbox, ledger=self.ledger, capacity=1)
         self._inbox.end()
         self._children.forked()
@@ -422,8 +424,10 @@ class LiveSession(Session):
 
     def _tell_drops(self) -> None:
         """Tell the host's hook what was dropped since the last time."""
-        for reason, count in self.ledger.take_untold().items():
-            self._hooks.dropped(Dropped(session_id=self.id, reason=reason, count=count))
+        for name, reason, count in self.ends.take_untold():
+            self._hooks.dropped(
+                Dropped(session_id=self.id, destination=name, reason=reason, count=count)
+            )
 
     def _tell_bug(self, bug: Exception) -> None:
         """Log *bug*; where the settings are strict, raise it."""

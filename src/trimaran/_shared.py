@@ -12,6 +12,7 @@ from random import Random
 import msgspec
 
 from trimaran._decision import Tier
+from trimaran._destination import ENDPOINT
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import WayOut
 from trimaran._endpoint.outages import Outages
@@ -22,10 +23,7 @@ from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
 from trimaran._transport import Request
 
-__all__ = ["ENDPOINT", "Route", "SessionContext", "Shared"]
-
-ENDPOINT = "endpoint"
-"""What the destination that is decided on, rather than given, is called."""
+__all__ = ["Route", "SessionContext", "Shared"]
 
 
 class SessionContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +77,9 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     """The host's."""
     tier: Tier
+    """Of what is recorded: without an endpoint it is anonymous."""
+    names_destinations: bool
+    """Whether the host has named some, and so is told of each by its name."""
     environ: Mapping[str, str]
     has_own_transport: bool
     """Whether the host brought what sends."""
@@ -129,7 +130,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             pid=pid,
             socket=socket,
             is_over=is_over,
-            url=self.routes[0].endpoint.url if self.tier is Tier.ANONYMOUS else None,
+            url=self._anonymous_url(),
             has_own_transport=self.has_own_transport,
             version=self.version,
             project_id=context.project_id,
@@ -141,3 +142,9 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             traceparent=context.traceparent,
             span_id=span_id,
         )
+
+    def _anonymous_url(self) -> str | None:
+        """Where events may go without an account, if that was decided on."""
+        first = self.routes[0]
+        is_open = self.tier is Tier.ANONYMOUS and first.name == ENDPOINT
+        return first.endpoint.url if is_open else None

@@ -83,12 +83,15 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, session: LiveSession) -> None:
-        outages, ledger = session.end.route.outages, session.end.ledger
-        outages.join(ledger)
+        # A forked child's copy of the session gets other books.
+        books = [(end.route.outages, end.ledger) for end in session.ends.each]
+        for outages, ledger in books:
+            outages.join(ledger)
         try:
             await session.run()
         finally:
-            outages.leave(ledger)
+            for outages, ledger in books:
+                outages.leave(ledger)
             del self._running[session]
 
     @trio.lowlevel.enable_ki_protection
@@ -118,15 +121,10 @@ class Supervisor:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        """Close what is open; each of the calls is bounded by itself."""
-        try:
+        """Close what is open, on all ways at once; each is bounded by itself."""
+        async with trio.open_nursery() as nursery:
             for route in self.shared.routes:
-                await route.endpoint.aclose()
-        finally:
-            # Also when the host was cancelled, which ends the call above.
-            for route in self.shared.routes:
-                if route.keeper is not None:
-                    await route.keeper.aclose()
+                nursery.start_soon(_closed, route)
 
     @trio.lowlevel.enable_ki_protection
     async def _deliver_leftovers(self, route: Route, keeper: SpoolKeeper) -> None:
@@ -191,3 +189,13 @@ class Supervisor:
             route.endpoint.forked()
             if route.keeper is not None:
                 route.keeper.forked()
+
+
+@trio.lowlevel.enable_ki_protection
+async def _closed(route: Route) -> None:
+    try:
+        await route.endpoint.aclose()
+    finally:
+        # Also when the host was cancelled, which ends the call above.
+        if route.keeper is not None:
+            await route.keeper.aclose()

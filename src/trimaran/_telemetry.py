@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 
 import trio
+from msgspec.structs import replace
 
 from trimaran._account import Account, AccountProvider
-from trimaran._assembly import Host, assemble, look_up, text_of, traceparent_of
+from trimaran._assembly import assemble, look_up, text_of, traceparent_of
 from trimaran._current import entered
 from trimaran._decision import Decision, opted_out, resolve
+from trimaran._destination import ENDPOINT, Destination, distinct
 from trimaran._diagnostics import Diagnostics
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
 from trimaran._pipeline.ledger import Statistics
+from trimaran._routes import Host
 from trimaran._session import OPTED_OUT, SILENT, Session
 from trimaran._settings import Settings
 from trimaran._shared import SessionContext
@@ -29,7 +32,7 @@ from trimaran._spool.keeper import RunBlocking
 from trimaran._supervisor import Supervisor
 from trimaran._transport import Transport
 
-__all__ = ["Telemetry", "is_name", "open_telemetry", "run_telemetry"]
+__all__ = ["Telemetry", "is_name", "is_silent", "open_telemetry", "run_telemetry"]
 
 
 def random_id() -> str:
@@ -45,22 +48,41 @@ class Telemetry:
         self._supervisor = supervisor
 
     def __repr__(self) -> str:
-        return f"<Telemetry: {self._decision.tier}, {self._decision.reason}>"
+        given = [name for name in self.destinations if name != ENDPOINT]
+        beside = f"; to {', '.join(given)}" if given else ""
+        return f"<Telemetry: {self._decision.tier}, {self._decision.reason}{beside}>"
 
     def leftovers(self) -> Statistics:
         """What became of the events that earlier processes left in the spool.
 
         ``tracked`` counts those that this process took over; what it does not get rid of
-        is left once more.
+        is left once more. Where destinations are given, what was left for each is told by
+        its name, as in :meth:`Session.statistics`.
         """
         if self._supervisor is None:
             return Statistics()
-        return self._supervisor.leftovers[self._supervisor.shared.routes[0].name].statistics()
+        by_name = {name: books.statistics() for name, books in self._supervisor.leftovers.items()}
+        first = by_name[self.destinations[0]]
+        if not self._supervisor.shared.names_destinations:
+            return first
+        return replace(first, destinations=by_name)
 
     @property
     def decision(self) -> Decision:
-        """Which tier was chosen, why, and by which switch."""
+        """Which tier was chosen for the endpoint, why, and by which switch.
+
+        Disabled without an opt-out, events go to the destinations that were given, if any.
+        """
         return self._decision
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """The names of where events go: ``"endpoint"``, if that is decided on, and those that
+        were given. Empty where nothing is recorded.
+        """
+        if self._supervisor is None:
+            return ()
+        return tuple(route.name for route in self._supervisor.shared.routes)
 
     def session(
         self,
@@ -134,6 +156,7 @@ async def open_telemetry(
     settings: Settings | None = None,
     environ: Mapping[str, str] | None = None,
     transport: Transport | None = None,
+    destinations: Iterable[Destination] = (),
     consent: Callable[[], bool] | None = None,
     on_drop: OnDrop | None = None,
     on_problem: OnProblem | None = None,
@@ -159,7 +182,10 @@ async def open_telemetry(
         settings: the limits; the defaults hold for an ordinary agent.
         environ: where the switches are looked up, now and before every request;
             ``os.environ``, if None.
-        transport: makes the requests; HTTP, if None. One that is given is not closed.
+        transport: makes the requests to the endpoint; HTTP, if None. One that is given is not
+            closed.
+        destinations: where all events go beside the endpoint, or without one. Opting out
+            switches off all of them.
         consent: the host's own switch, asked before every request: False stops sending
             at once and drops what is kept as ``consent_withdrawn``.
         on_drop: told of events that were given up, after the fact and summed up.
@@ -172,12 +198,14 @@ async def open_telemetry(
         run_blocking: runs the spool's work on the disk; in a thread, if None.
 
     Raises:
-        ValueError: *app* is no name. Nothing else: what is wrong with an account or a
-            URL disables telemetry, with the reason in its decision and one warning.
+        ValueError: *app* is no name, or two of *destinations* have the same one. Nothing
+            else: what is wrong with an account or a URL disables telemetry, or the endpoint
+            where destinations are given, with the reason in its decision and one warning.
     """
     if not is_name(app):
         message = f"open_telemetry({app!r}): the app's name must be text with a letter in it"
         raise ValueError(message)
+    given = distinct(destinations)
     settings = Settings() if settings is None else settings
     environ = os.environ if environ is None else environ
     now = trio.lowlevel.current_clock().current_time
@@ -188,9 +216,10 @@ async def open_telemetry(
     if account is not None and opted_out(app, environ, enabled=settings.enabled) is None:
         found, token = await look_up(account, settings.account_timeout)
     decision = resolve(app, found, environ, enabled=settings.enabled)
-    if not decision.enabled:
-        if decision.is_fault:
-            diagnostics.warn("telemetry disabled", reason=decision.reason)
+    if decision.is_fault:
+        voice = diagnostics.about(ENDPOINT) if given else diagnostics
+        voice.warn("telemetry disabled", reason=decision.reason)
+    if is_silent(decision, given):
         yield Telemetry(decision, None)
         return
 
@@ -210,6 +239,7 @@ async def open_telemetry(
                 settings=settings,
                 environ=environ,
                 transport=transport,
+                destinations=given,
                 consent=consent,
                 hooks=hooks,
                 diagnostics=diagnostics,
@@ -225,6 +255,11 @@ async def open_telemetry(
         yield Telemetry(decision, supervisor)
 
 
+def is_silent(decision: Decision, destinations: Sequence[Destination]) -> bool:
+    """Whether nothing is sent to anybody."""
+    return not decision.enabled and (decision.is_opt_out or not destinations)
+
+
 def is_name(app: object) -> bool:
     """Whether *app* can name an app."""
     return isinstance(app, str) and any(letter.isalnum() for letter in app)
@@ -238,6 +273,7 @@ async def run_telemetry(
     settings: Settings | None = None,
     environ: Mapping[str, str] | None = None,
     transport: Transport | None = None,
+    destinations: Iterable[Destination] = (),
     consent: Callable[[], bool] | None = None,
     on_drop: OnDrop | None = None,
     on_problem: OnProblem | None = None,
@@ -260,6 +296,7 @@ async def run_telemetry(
         settings=settings,
         environ=environ,
         transport=transport,
+        destinations=destinations,
         consent=consent,
         on_drop=on_drop,
         on_problem=on_problem,

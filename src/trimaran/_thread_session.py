@@ -99,7 +99,10 @@ class DistantSession(Session):
         """How a flush ended that the loop did not answer."""
         after = self.statistics()
         return Flushed(
-            complete=after.pending == after.spooled + after.handed_over,
+            complete=all(
+                books.pending == books.spooled + books.handed_over
+                for books in (after, *after.destinations.values())
+            ),
             delivered=after.delivered - before.delivered,
             dropped=after.dropped_total - before.dropped_total,
             pending=after.pending,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
-__all__ = ["DropReason", "Ledger", "Statistics"]
+__all__ = ["DropReason", "Ledger", "Statistics", "books_past"]
 
 _MOST_LOOKS = 100
 """Looks at the books at most: a finalizer that interrupts their own thread gets no further."""
@@ -81,10 +81,15 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     from_children: int = 0
     """How many of the tracked events came from processes that take part in the session; the
     reports of losses of their own are among them."""
+    destinations: Mapping[str, Statistics] = {}
+    """Where destinations are given: the books of each by its name, the first one's, which are
+    these, included. Empty where none are."""
 
     def __repr__(self) -> str:
         # A read-only mapping says "mappingproxy(...)" of itself, which nobody wants to read.
         values = msgspec.structs.asdict(self) | {"dropped": dict(self.dropped)}
+        if not self.destinations:
+            del values["destinations"]
         return f"Statistics({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @property
@@ -208,6 +213,32 @@ class Ledger:
         """A report of *losses* did not arrive: the next one has to speak of them."""
         for reason, count in losses.items():
             _add(self.unreported, reason, count)
+
+
+def books_past(intake: Callable[[], Statistics], end: Ledger) -> Statistics:
+    """The books of a destination, where a session has several; from any thread.
+
+    Args:
+        intake: gives the books of what is on its way to all of them; what has got to them
+            counts there as delivered.
+        end: the destination's own.
+    """
+    before, own = intake(), end.statistics()
+    for _ in range(_MOST_LOOKS):
+        if before.delivered == own.tracked:
+            break
+        time.sleep(0)  # as in Ledger.statistics()
+        before, own = intake(), end.statistics()
+    dropped = dict(before.dropped)
+    for reason, count in own.dropped.items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    return msgspec.structs.replace(
+        own,
+        tracked=before.tracked,
+        from_children=before.from_children,
+        pending=before.pending + own.pending,
+        dropped=MappingProxyType(dropped),
+    )
 
 
 def _add(counts: dict[DropReason, int], reason: DropReason, count: int) -> None:

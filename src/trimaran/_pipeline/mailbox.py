@@ -344,13 +344,16 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
     def flush(self) -> Flush:
         """Put a mark behind everything that was taken so far."""
         mark = Flush(self._last_number)
+        self._put_mark(mark)
+        return mark
+
+    def _put_mark(self, mark: Flush) -> None:
         if self._ended:
             mark.reach()
         else:
             self._outstanding[mark] = None
             self._flushes.append(mark)
             self._wake_reader()
-        return mark
 
     def forget(self, mark: Flush) -> None:
         """Nobody waits for *mark* any more."""

@@ -10,7 +10,16 @@ import msgspec
 from trimaran._decision import Decision
 from trimaran._pipeline.ledger import DropReason
 
-__all__ = ["AND", "Evicted", "Kept", "SpoolError", "SpooledRow", "destination_of", "hands_of"]
+__all__ = [
+    "AND",
+    "Evicted",
+    "Kept",
+    "SpoolError",
+    "SpooledRow",
+    "destination_of",
+    "given_destination",
+    "hands_of",
+]
 
 AND = "\n"
 """Stands between the names of several who handed over the same batch."""
@@ -22,6 +31,12 @@ def destination_of(decision: Decision, user_email: str, *, with_spans: bool = Fa
     Those *with_spans* say more than the origin's endpoint knows, and are bound to who takes that.
     """
     bound = f"{decision.tier} {decision.url} {user_email}".rstrip()
+    return f"{bound} with spans" if with_spans else bound
+
+
+def given_destination(name: str, url: str, *, with_spans: bool) -> str:
+    """As :func:`destination_of`, for one that the host named and brought the transport to."""
+    bound = f"given {name} {url}".rstrip()
     return f"{bound} with spans" if with_spans else bound
 
 
