@@ -3,13 +3,15 @@
 In: a seed. Out: what the sessions say became of their events, what the endpoint got, what
 is on disk. The books are checked after every single step of every task.
 
-A world has one endpoint, one disk and several lives of one process. A life ends by itself,
+A world has one endpoint, or a destination beside it as well, one disk and several lives of one
+process. A life ends by itself,
 or in a crash: from that moment on nothing of it reaches the network or the disk, and the
 kernel closes its files. The last life is healthy and has time.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -33,7 +35,7 @@ from trimaran._spool.file import SpoolFile
 from trimaran._spool.values import SpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 DRAIN = 2.0
 SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
@@ -56,13 +58,23 @@ class ChecksBooks(trio.abc.Instrument):
         """Books that did not add up; trio swallows what an instrument raises."""
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        for session in self._sessions:
-            books = session.statistics()
+        for books in each_books(self._sessions):
             adds_up = books.tracked == books.delivered + books.dropped_total + books.pending
             elsewhere = (books.spooled, books.handed_over)
             if not adds_up or min(elsewhere) < 0 or sum(elsewhere) > books.pending:
                 self.wrong.append(books)
             self.checked += 1
+
+
+def by_destination(books: trimaran.Statistics) -> dict[str, trimaran.Statistics]:
+    """The books of each destination; of the one and only, where none is named."""
+    return dict(books.destinations) or {"endpoint": books}
+
+
+def each_books(sessions: Iterable[trimaran.Session | Frozen]) -> Iterator[trimaran.Statistics]:
+    """The books of every session, for every destination."""
+    for session in sessions:
+        yield from by_destination(session.statistics()).values()
 
 
 @dataclass
@@ -178,6 +190,8 @@ class World:
     """Whether the disk has room for everything."""
     disk_trouble: float = 0.0
     """How likely the disk is to fail at something."""
+    beside: SimulatedEndpoint | None = None
+    """A second destination, if there is one."""
     sessions: list[Frozen] = field(default_factory=list)
     """Of all lives, as they were left."""
     safe: set[str] = field(default_factory=set)
@@ -185,11 +199,34 @@ class World:
     checked: int = 0
     drained_for: list[float] = field(default_factory=list)
 
+    @property
+    def endpoints(self) -> dict[str, SimulatedEndpoint]:
+        """By the names of the destinations."""
+        given = {"endpoint": self.endpoint}
+        return given if self.beside is None else {**given, "beside": self.beside}
+
+    def destinations(self) -> list[trimaran.Destination]:
+        """Where events go beside the endpoint."""
+        if self.beside is None:
+            return []
+        return [trimaran.Destination(name="beside", transport=self.beside)]
+
     def on_disk(self) -> list[tuple[str, int]]:
         """Keys and numbers of events in the spool."""
-        if self.directory is None or not (self.directory / "spool.db").exists():
+        found: list[tuple[str, int]] = []
+        for name in self.endpoints if self.directory is not None else ():
+            found += self._on_disk_for(self.folder_of(name) / "spool.db")
+        return found
+
+    def folder_of(self, name: str) -> pathlib.Path:
+        """Where the spool of a destination lies."""
+        assert self.directory is not None
+        return self.directory if name == "endpoint" else self.directory / name
+
+    def _on_disk_for(self, file: pathlib.Path) -> list[tuple[str, int]]:
+        if not file.exists():
             return []
-        with closing(sqlite3.connect(self.directory / "spool.db")) as database:
+        with closing(sqlite3.connect(file)) as database:
             return database.execute("SELECT key, events - reports FROM batches").fetchall()
 
 
@@ -224,10 +261,15 @@ def spool_of(world: World) -> trimaran.Spool | bool:
     )
 
 
-def simulate(seed: int, directory: pathlib.Path | None = None) -> World:
-    """Run the world of *seed* to its end; with a *directory* it has a disk, and crashes."""
+def simulate(seed: int, directory: pathlib.Path | None = None, *, beside: bool = False) -> World:
+    """Run the world of *seed* to its end; with a *directory* it has a disk, and crashes.
+
+    *beside*, there is a second destination, with luck of its own.
+    """
     random = Random(seed)
     world = World(random, SimulatedEndpoint(random), directory)
+    if beside:
+        world.beside = SimulatedEndpoint(random)
     lives = 1
     if directory is not None:
         lives = random.choice([1, 2, 3])
@@ -270,10 +312,10 @@ def live(world: World, seed: int) -> None:
     left = ended = math.nan
     dead = False
     telemetry: trimaran.Telemetry | None = None
-    endpoint = world.endpoint
-    endpoint.trouble = random.choice([0.0, 0.2, 0.9, 1.0])
-    endpoint.is_withdrawn = lambda: "DO_NOT_TRACK" in environ
-    endpoint.is_dead = lambda: dead
+    for endpoint in world.endpoints.values():
+        endpoint.trouble = random.choice([0.0, 0.2, 0.9, 1.0])
+        endpoint.is_withdrawn = lambda: "DO_NOT_TRACK" in environ
+        endpoint.is_dead = lambda: dead
     disk = SimulatedDisk(random, world.disk_trouble, lambda: dead)
 
     async def agent(name: int) -> None:
@@ -291,9 +333,8 @@ def live(world: World, seed: int) -> None:
         dead = True
         on_disk = dict(world.on_disk())
         world.safe |= on_disk.keys()
-        said = sum(session.statistics().spooled for session in sessions)
         assert telemetry is not None
-        said += telemetry.leftovers().spooled
+        said = spooled(sessions, telemetry)
         assert said <= sum(on_disk.values()) or not world.has_room, "called safe, but not on disk"
         world.sessions += [Frozen(session.id, session.statistics()) for session in sessions]
         sessions.clear()
@@ -305,7 +346,8 @@ def live(world: World, seed: int) -> None:
             async with trimaran.open_telemetry(
                 "sim",
                 environ=environ,
-                transport=endpoint,
+                transport=world.endpoint,
+                destinations=world.destinations(),
                 settings=settings_of(world),
                 random=random,
                 wall_clock=lambda: 1_700_000_000 + trio.current_time(),
@@ -332,17 +374,23 @@ def live(world: World, seed: int) -> None:
     world.drained_for.append(0.0 if math.isnan(left) else ended - left)
     world.sessions += [Frozen(session.id, session.statistics()) for session in sessions]
     if telemetry is not None and not dead:
-        said = sum(session.statistics().spooled for session in sessions)
-        said += telemetry.leftovers().spooled
+        said = spooled(sessions, telemetry)
         assert said <= sum(dict(world.on_disk()).values()), "called safe, but not on disk"
         world.safe |= dict(world.on_disk()).keys()
 
 
+def spooled(sessions: list[trimaran.Session], telemetry: trimaran.Telemetry) -> int:
+    """Events that are called safe on disk, over all destinations."""
+    of_sessions = sum(books.spooled for books in each_books(sessions))
+    leftovers = by_destination(telemetry.leftovers()).values()
+    return of_sessions + sum(books.spooled for books in leftovers)
+
+
 def live_healthily(world: World, seed: int) -> None:
     """The last life: it finds what is left, and has a healthy endpoint and time."""
-    endpoint = world.endpoint
-    endpoint.trouble = 0.0
-    endpoint.is_withdrawn = endpoint.is_dead = lambda: False
+    for endpoint in world.endpoints.values():
+        endpoint.trouble = 0.0
+        endpoint.is_withdrawn = endpoint.is_dead = lambda: False
     disk = SimulatedDisk(world.random, 0.0, lambda: False)
     left = dict(world.on_disk())
 
@@ -350,7 +398,8 @@ def live_healthily(world: World, seed: int) -> None:
         async with trimaran.open_telemetry(
             "sim",
             environ=ENVIRON,
-            transport=endpoint,
+            transport=world.endpoint,
+            destinations=world.destinations(),
             settings=trimaran.Settings(
                 strict=True, spool=trimaran.Spool(directory=str(world.directory))
             ),
@@ -359,13 +408,20 @@ def live_healthily(world: World, seed: int) -> None:
             run_blocking=disk,
         ) as telemetry:
             await trio.sleep(10_000)
-        books = telemetry.leftovers()
-        assert books.tracked == books.delivered == sum(left.values()), books
+        each = by_destination(telemetry.leftovers())
+        # What an earlier life was told is too large still is: one event alone is given up.
+        assert all(books.dropped.keys() <= {"too_large"} for books in each.values()), each
+        decided = sum(books.delivered + books.dropped_total for books in each.values())
+        assert decided == sum(books.tracked for books in each.values()) == sum(left.values()), each
 
     with files_of_a_process():  # a disk that is slow at the end leaves them to the kernel
         in_a_seeded_run(main, seed)
     assert world.on_disk() == []
-    assert left.keys() <= endpoint.taken.keys()
+    for endpoint in world.endpoints.values():
+        left = {key: events for key, events in left.items() if key not in endpoint.taken}
+        # Taken apart, it went by other keys.
+        left = {key: events for key, events in left.items() if key not in endpoint.too_large}
+    assert left == {}
 
 
 @dataclass(frozen=True)
@@ -420,41 +476,49 @@ def in_a_seeded_run(main: Callable[[], Any], seed: int, *instruments: trio.abc.I
 def check(world: World) -> None:
     """What must hold at the end of any world."""
     assert all(seconds <= DRAIN + 0.2 for seconds in world.drained_for), "past its deadline"
-    endpoint = world.endpoint
-    assert endpoint.wrong == []
-    for session in world.sessions:
-        books = session.statistics()
-        assert "bug" not in books.dropped, books
-        confirmed = 0
-        last_number = -1
-        for key, events in endpoint.taken.items():
-            if not events or events[0]["session_id"] != session.id:
-                continue
-            for index, event in enumerate(events):
-                name = str(event.get("command_name", ""))
-                if name:
-                    owner, number = name.split(":")
-                    assert f"s{owner}" == session.id, "delivered to another session"
-                    # A batch that the disk would not give back is left for a later life.
-                    assert int(number) > last_number or world.disk_trouble, "out of order"
-                    last_number = int(number)
-                is_report = str(event.get("error_name", "")).startswith("Telemetry")
-                confirmed += not is_report and index not in endpoint.refused[key]
-        assert books.delivered <= confirmed, (books, confirmed)
-        if world.directory is None:
-            assert books.pending == 0, books
+    for name, endpoint in world.endpoints.items():
+        assert endpoint.wrong == []
+        for session in world.sessions:
+            check_fates(world, name, endpoint, session)
+
+
+def check_fates(world: World, name: str, endpoint: SimulatedEndpoint, session: Frozen) -> None:
+    """What must hold of one session at one destination."""
+    books = by_destination(session.statistics())[name]
+    assert "bug" not in books.dropped, books
+    confirmed = 0
+    last_number = -1
+    for key, events in endpoint.taken.items():
+        if not events or events[0]["session_id"] != session.id:
+            continue
+        for index, event in enumerate(events):
+            command = str(event.get("command_name", ""))
+            if command:
+                owner, number = command.split(":")
+                assert f"s{owner}" == session.id, "delivered to another session"
+                # A batch that the disk would not give back is left for a later life.
+                assert int(number) > last_number or world.disk_trouble, "out of order"
+                last_number = int(number)
+            is_report = str(event.get("error_name", "")).startswith("Telemetry")
+            confirmed += not is_report and index not in endpoint.refused[key]
+    assert books.delivered <= confirmed, (books, confirmed)
+    if world.directory is None:
+        assert books.pending == 0, books
 
 
 def failure_of(seed: int) -> str | None:
-    """What is wrong with the world of *seed*, with a disk and without; None if nothing is."""
+    """What is wrong with the worlds of *seed*, with a disk and without, with one destination
+    and with two; None if nothing is.
+    """
     # Thousands of worlds would print thousands of lines of the library's own.
     structlog.configure(processors=[_drop_line])
-    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as directory:
-        for disk in (None, pathlib.Path(directory) / "spool"):
+    for beside, has_disk in itertools.product((False, True), repeat=2):
+        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as directory:
+            disk = pathlib.Path(directory) / "spool" if has_disk else None
             try:
-                check(simulate(seed, disk))
+                check(simulate(seed, disk, beside=beside))
             except BaseException as error:  # noqa: BLE001 - whatever it is, the seed is wanted
-                return f"seed {seed}, {'with' if disk else 'without'} a disk: {error!r}"
+                return f"seed {seed}, {disk=}, {beside=}: {error!r}"
     return None
 
 

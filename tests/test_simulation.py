@@ -49,6 +49,24 @@ def test_the_promises_hold_with_a_disk_and_crashes(seed: int) -> None:
         simulation.check(simulation.simulate(seed, pathlib.Path(directory) / "spool"))
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+@example(seed=0)
+def test_the_promises_hold_for_each_of_two_destinations(seed: int) -> None:
+    """With luck of its own each, and a full set of books."""
+    simulation.check(simulation.simulate(seed, beside=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+@example(seed=0)
+def test_the_promises_hold_for_each_of_two_destinations_with_a_disk_and_crashes(seed: int) -> None:
+    """Each has its own place on the disk, and finds there what is its own."""
+    with tempfile.TemporaryDirectory(dir=simulation.SHARED_MEMORY) as directory:
+        disk = pathlib.Path(directory) / "spool"
+        simulation.check(simulation.simulate(seed, disk, beside=True))
+
+
 def test_a_seed_replays_exactly() -> None:
     """The same world twice: the same attempts, the same fates."""
 
