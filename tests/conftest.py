@@ -149,6 +149,16 @@ class LoopbackEndpoint:
 @pytest.fixture
 async def endpoint(nursery: trio.Nursery) -> LoopbackEndpoint:
     """A healthy endpoint on loopback, until it is told otherwise."""
+    return await _listening(nursery)
+
+
+@pytest.fixture
+async def beside(nursery: trio.Nursery) -> LoopbackEndpoint:
+    """A second one, which is healthy as well."""
+    return await _listening(nursery)
+
+
+async def _listening(nursery: trio.Nursery) -> LoopbackEndpoint:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     server = LoopbackEndpoint(f"http://127.0.0.1:{port}")

@@ -106,6 +106,7 @@ class Relayed:
         problems: Problems | None = None,
         consent: Callable[[], bool] | None = None,
         starts: Callable[[Orders], bool] = lambda _orders: False,
+        destinations: Sequence[trimaran.Destination] = (),
         **settings: object,
     ) -> AsyncIterator[trimaran.Telemetry]:
         """An agent of it; one that would start a process does what *starts* does."""
@@ -124,6 +125,7 @@ class Relayed:
                 environ={"TEST_TELEMETRY_URL": url},
                 settings=trimaran.Settings(**chosen),
                 consent=consent,
+                destinations=destinations,
                 on_problem=None if problems is None else problems.append,
             ) as telemetry:
                 yield telemetry
@@ -226,6 +228,44 @@ async def test_what_is_handed_over_arrives(relayed: Relayed, endpoint: LoopbackE
     (outlet,) = report.outlets
     assert outlet.destination == f"anonymous {endpoint.url}"
     assert (outlet.delivered, outlet.waiting, outlet.events) == (100, 0, 0)
+
+
+async def test_each_of_several_destinations_has_its_own_line(
+    relayed: Relayed, endpoint: LoopbackEndpoint, beside: LoopbackEndpoint
+) -> None:
+    """One that is down keeps what is its own at the relay; what a transport of the host's sends
+    goes there directly, and that is told of it alone.
+    """
+    endpoint.always(503)
+    direct = ScriptedTransport()
+    problems: Problems = []
+    async with (
+        relayed.agent(
+            endpoint.url,
+            destinations=[
+                trimaran.Destination(name="beside", url=beside.url),
+                trimaran.Destination(name="direct", transport=direct),
+            ],
+            problems=problems,
+        ) as telemetry,
+        telemetry.session(session_id="s", announce=False) as session,
+    ):
+        for number in range(100):
+            session.command(str(number))
+        assert await session.flush(timeout=60)
+
+    each = session.statistics().destinations
+    assert (each["endpoint"].handed_over, each["beside"].handed_over) == (100, 100)
+    assert (each["direct"].handed_over, each["direct"].delivered) == (0, 100)
+    assert {(problem.name, problem.facts["destination"]) for problem in problems} == {
+        ("telemetry relay not available", "direct")
+    }
+    await until(lambda: len(beside.events) == 100)
+    outlets = {outlet.destination: outlet for outlet in (await relayed.report()).outlets}
+    assert outlets[f"anonymous {endpoint.url}"].events == 100
+    assert outlets[f"anonymous {beside.url}"].delivered == 100
+    endpoint.always(200)
+    await until(lambda: len({event["command_name"] for event in endpoint.events}) == 100)
 
 
 async def test_a_batch_that_is_too_large_is_halved_by_the_relay(

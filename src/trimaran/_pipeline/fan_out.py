@@ -4,8 +4,8 @@ In: chunks of masked entries. Out: the same entries, in a mailbox for each desti
 Does not know: what becomes of them there, how many sessions there are.
 
 A destination that is slow fills its own mailbox, which sheds then; the others are not held
-up. Only when there is room in none of them does what comes in wait: so who waits for room
-gets it from the quickest.
+up. What comes in waits for room in the mailbox of the quickest alone, so that it sheds nothing
+which can wait. The quickest is the one with the fewest bytes on its way, over all sessions.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Branch(Mailbox):
     def is_over(self) -> bool:
         """Whether what it takes has its fate already."""
         return self._ended
+
+    @property
+    def load(self) -> int:
+        """Bytes that are on the way to this destination, from all sessions."""
+        return self._budget.used
 
     def has_room_for(self, entry: Entry) -> bool:
         """Whether *entry* can be taken without shedding anything."""
@@ -128,7 +133,7 @@ class FanOut(trio.abc.SendChannel[Chunk]):
             branch.room = self._waiting.unpark_all
 
     async def send(self, value: Chunk) -> None:
-        """Hand *value* to every destination; waits while there is room for it in none.
+        """Hand *value* to every destination; waits while the quickest has no room for it.
 
         A checkpoint. A cancel leaves what was not handed on in the books of the intake.
         """
@@ -137,7 +142,7 @@ class FanOut(trio.abc.SendChannel[Chunk]):
         size = 0
         for given in value.entries:
             entry = self._encoded(given)
-            while not self._is_room_for(entry):
+            while not self._may_pass(entry):
                 await self._waiting.park()
             for branch in self._branches:
                 branch.take(entry)
@@ -147,15 +152,20 @@ class FanOut(trio.abc.SendChannel[Chunk]):
         for flush in value.flushes:
             self._mark(flush)
 
-    def _is_room_for(self, entry: Entry) -> bool:
-        """Whether somebody can take *entry*, or nobody ever will; if not, room is told of."""
+    def _may_pass(self, entry: Entry) -> bool:
+        """Whether the quickest can take *entry*, or nobody ever will; if not, room is told of."""
         for branch in self._branches:
-            if branch.has_room_for(entry):
-                return True
+            if not branch.has_room_for(entry):
+                break
+        else:
+            return True
         living = [branch for branch in self._branches if not branch.is_over]
+        least = min((branch.load for branch in living), default=0)
+        if all(branch.has_room_for(entry) for branch in living if branch.load == least):
+            return True
         for branch in living:
             branch.await_room()
-        return not living
+        return False
 
     def _encoded(self, entry: Entry) -> Entry:
         """*entry*, encoded once for all; what cannot be is each destination's to drop."""
