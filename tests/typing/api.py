@@ -127,8 +127,15 @@ dialects: list[trimaran.otlp.Dialect] = [
 assert_type(trimaran.otlp.MAPPING_VERSION, str)
 
 
+destinations: list[trimaran.Destination] = [
+    trimaran.Destination(name="langfuse", transport=over_otlp[0]),
+    trimaran.Destination(name="mirror", url="https://telemetry.example.com"),
+]
+
+
 def hear(told: trimaran.Dropped) -> None:
     """A host's hook for losses."""
+    assert_type(told.destination, str)
     assert_type(told.reason, trimaran.DropReason)
     assert_type(told.count, int)
 
@@ -177,6 +184,7 @@ async def record(telemetry: trimaran.Telemetry) -> None:
         await session.send(Deploy(target="production"))
         assert_type(await session.flush(timeout=2), trimaran.Flushed)
     assert_type(session.statistics(), trimaran.Statistics)
+    assert_type(session.statistics().destinations["langfuse"], trimaran.Statistics)
     assert_type(session.statistics().dropped.get(trimaran.DropReason.CLOSED, 0), int)
     assert_type(trimaran.current_session(), trimaran.Session)
     assert_type(trimaran.current_session().to_env({"PATH": ""}), dict[str, str])
@@ -211,6 +219,7 @@ def run_plainly() -> None:
         settings=settings,
         environ={},
         transport=transport,
+        destinations=destinations,
         consent=agrees,
         on_drop=hear,
         on_problem=warn,
@@ -220,6 +229,7 @@ def run_plainly() -> None:
         assert_type(telemetry, trimaran.ThreadTelemetry)
         assert_type(telemetry.decision, trimaran.Decision)
         assert_type(telemetry.leftovers(), trimaran.Statistics)
+        assert_type(telemetry.destinations, tuple[str, ...])
         with telemetry.session(agent="build", parent_session_id="ses_1", traceparent="") as session:
             assert_type(session, trimaran.ThreadSession)
             record_plainly(session)
@@ -237,6 +247,7 @@ async def embed() -> None:
         settings=settings,
         environ={},
         transport=transport,
+        destinations=destinations,
         consent=agrees,
         on_drop=hear,
         on_problem=warn,
@@ -246,6 +257,7 @@ async def embed() -> None:
         assert_type(telemetry.decision, trimaran.Decision)
         assert_type(telemetry.decision.tier, trimaran.Tier)
         assert_type(telemetry.leftovers(), trimaran.Statistics)
+        assert_type(telemetry.destinations, tuple[str, ...])
         await record(telemetry)
     async with trio.open_nursery() as nursery:
         started: trimaran.Telemetry = await nursery.start(trimaran.run_telemetry, "altimate")
@@ -254,6 +266,7 @@ async def embed() -> None:
             partial(
                 trimaran.run_telemetry,
                 "altimate",
+                destinations=destinations,
                 consent=agrees,
                 on_drop=hear,
                 on_problem=warn,
