@@ -74,7 +74,7 @@ class Branch(Mailbox):
 
     def mark(self, reached: Callable[[], object]) -> None:
         """Put a mark behind everything so far; *reached* is told once, perhaps at once."""
-        self._put_mark(_Part(self._last_number, reached))
+        self._put_mark(_Part(self, self._last_number, reached))
 
     def report(self, losses: Mapping[DropReason, int]) -> None:
         """The next batch tells of *losses*, which no destination heard of yet."""
@@ -94,15 +94,18 @@ class Branch(Mailbox):
 class _Part(Flush):
     """A flush's mark on the way to one of its destinations."""
 
-    __slots__ = ("_tell",)
+    __slots__ = ("_branch", "_tell")
 
-    def __init__(self, number: int, tell: Callable[[], object]) -> None:
+    def __init__(self, branch: Branch, number: int, tell: Callable[[], object]) -> None:
         super().__init__(number)
+        self._branch = branch
         self._tell = tell
 
     def reach(self) -> None:
         if not self.is_reached:
             super().reach()
+            # Nobody else will: who waits knows the whole flush alone.
+            self._branch.forget(self)
             self._tell()
 
 

@@ -541,9 +541,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._routine.clear()
         self._urgent.clear()
         self._flushes.clear()
-        for mark in self._outstanding:
+        outstanding, self._outstanding = self._outstanding, {}
+        for mark in outstanding:
             mark.reach()
-        self._outstanding.clear()
 
     async def aclose(self) -> None:
         """Close the reading end: nothing more is taken, since nothing would be handed on."""
