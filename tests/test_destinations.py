@@ -454,8 +454,8 @@ async def test_a_bug_on_one_way_ends_that_way_alone(
     assert books.destinations["endpoint"].delivered == 1_002
     assert books.destinations["beside"].dropped == {"bug": 1_002}
     assert healthy.statistics().destinations["beside"].delivered == 12
-    assert ("telemetry failed", "RuntimeError") in [
-        (problem.name, problem.facts.get("error")) for problem in problems
+    assert [(problem.name, dict(problem.facts)) for problem in problems] == [
+        ("telemetry failed", {"destination": "beside", "error": "RuntimeError"})
     ]
 
 

@@ -14,6 +14,7 @@ import trio
 from trio.abc import ReceiveChannel
 
 from trimaran._current import current
+from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import MOST_TOGETHER, Batch
 from trimaran._pipeline.batcher import batch_events
 from trimaran._pipeline.fan_out import Branch
@@ -113,7 +114,9 @@ class End:
         await self._sender.run(from_batcher)
 
     @trio.lowlevel.enable_ki_protection
-    async def run_apart(self, branch: Branch, tell_bug: Callable[[Exception], None]) -> None:
+    async def run_apart(
+        self, branch: Branch, tell_bug: Callable[[Exception, Diagnostics], None]
+    ) -> None:
         """Run the stages until *branch* has ended, or until cancelled.
 
         A bug in one of them ends this destination alone, with its books closed, and is told
@@ -129,7 +132,8 @@ class End:
             branch.break_off()
             self.ledger.close(DropReason.BUG)
             # As in a session with one destination: no bug in itself.
-            tell_bug(bugs.split(trio.BrokenResourceError)[1] or bugs)
+            bug = bugs.split(trio.BrokenResourceError)[1] or bugs
+            tell_bug(bug, self.route.diagnostics)
 
     def close_books(self, *, is_cancelled: bool) -> None:
         """Nothing more is decided here. May be called again."""

@@ -16,6 +16,7 @@ import trio
 from msgspec.structs import replace
 from trio.abc import ReceiveChannel, SendChannel
 
+from trimaran._diagnostics import Diagnostics
 from trimaran._end import End
 from trimaran._pipeline.fan_out import Branch, FanOut
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics, books_past
@@ -39,7 +40,7 @@ class Ends:
         key_prefix: unique over all sessions of all time.
         members: makes what goes out beside the origin's wire, for one that wants it.
         on_drop: as in :class:`Ledger`, and so None.
-        tell_bug: told of a bug in one of several; may raise.
+        tell_bug: told of a bug in one of several, and who speaks for that one; may raise.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Ends:
         key_prefix: str,
         members: Callable[[], Members | None],
         on_drop: Callable[[], object] | None,
-        tell_bug: Callable[[Exception], None],
+        tell_bug: Callable[[Exception, Diagnostics], None],
     ) -> None:
         self._intake = ledger
         self._mailbox = mailbox

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from trimaran._children import Children
 from trimaran._current import current
+from trimaran._diagnostics import Diagnostics
 from trimaran._ends import Ends
 from trimaran._environment import Parent, with_parent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
@@ -429,9 +430,9 @@ class LiveSession(Session):
                 Dropped(session_id=self.id, destination=name, reason=reason, count=count)
             )
 
-    def _tell_bug(self, bug: Exception) -> None:
-        """Log *bug*; where the settings are strict, raise it."""
-        self._diagnostics.warn("telemetry failed", error=_kinds(bug))
+    def _tell_bug(self, bug: Exception, voice: Diagnostics | None = None) -> None:
+        """Log *bug*, by the *voice* of a destination perhaps; where settings are strict, raise it."""
+        (voice or self._diagnostics).warn("telemetry failed", error=_kinds(bug))
         if self._settings.strict:
             raise bug
 
