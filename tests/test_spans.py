@@ -78,6 +78,31 @@ def test_a_block_inside_another_stands_below_it() -> None:
     assert spans.here() is None
 
 
+def test_a_block_that_is_entered_again_never_stands_inside_itself() -> None:
+    """Neither at once nor around another one: looking for what is around it comes to an end."""
+    spans, other = Spans("s"), Spans("t")
+
+    def nest() -> None:
+        outer, inner = spans.block(), spans.block()
+        outer.enter()
+        inner.enter()
+        outer.enter()
+        assert other.here() is None
+        places = [outer.leave(), inner.leave()]
+        assert spans.here() is None
+        places.append(outer.leave())
+        assert len({own for own, _ in places}) == 3
+
+        block = spans.block()
+        block.enter()
+        block.enter()
+        first = block.leave()
+        assert spans.here() is None
+        assert block.leave()[0] != first[0]
+
+    copy_context().run(nest)
+
+
 def test_blocks_that_overlap_for_ever_make_no_chain() -> None:
     """What was left is let go of."""
     spans = Spans("s")

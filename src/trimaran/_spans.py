@@ -35,7 +35,11 @@ _DIGITS = 16
 
 
 class Block:
-    """A block of an agent's code that is a span; entered once."""
+    """A block of an agent's code that is a span.
+
+    Entered again, it stays where it is: it could come to stand inside itself, and who looks
+    for the block around it would look for ever.
+    """
 
     __slots__ = ("is_left", "outer", "place", "spans")
 
@@ -47,6 +51,8 @@ class Block:
 
     def enter(self) -> None:
         """What happens from now on, here and in what is started here, is inside."""
+        if self.place[0]:
+            return
         outer = _open(_innermost.get())
         if outer is not None:
             outer.outer = _open(outer.outer)  # blocks that overlap for ever make no chain
@@ -55,7 +61,12 @@ class Block:
         _innermost.set(self)
 
     def leave(self) -> Place:
-        """Nothing is inside any more; gives where the block stands itself."""
+        """Nothing is inside any more; gives where the block stands itself.
+
+        Left again, it gives another place: no two events are the same span.
+        """
+        if self.is_left:
+            return self.spans.next_block()
         self.is_left = True
         if _innermost.get() is self:
             _innermost.set(_open(self.outer))
