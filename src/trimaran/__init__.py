@@ -41,13 +41,14 @@ from trimaran._settings import Relay, Settings, Spool
 from trimaran._spool.keeper import RunBlocking
 from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
 from trimaran._thread_session import ThreadSession
-from trimaran._transport import Answer, Request, Transport, TransportError
+from trimaran._transport import Answer, Blueprint, Request, Transport, TransportError
 from trimaran._version import __version__
 
 __all__ = [
     "Account",
     "AccountProvider",
     "Answer",
+    "Blueprint",
     "BridgeCall",
     "BridgeMeasure",
     "BuiltInEvent",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -21,14 +21,14 @@ from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import Endpoint, WayOut
 from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.outages import Outages
-from trimaran._endpoint.token import TokenKeeper
+from trimaran._endpoint.token import TokenKeeper, Tokens
 from trimaran._hooks import Hooks
 from trimaran._pipeline.mailbox import MemoryBudget
 from trimaran._settings import Settings, Spool
 from trimaran._shared import Route
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
 from trimaran._spool.values import destination_of, given_destination
-from trimaran._transport import Transport, wants_spans
+from trimaran._transport import Transport, blueprint_of, wants_spans
 
 if TYPE_CHECKING:
     from trimaran._relay.way_out import RelayedWayOut
@@ -42,6 +42,10 @@ __all__ = [
     "given_route",
     "token_keeper",
 ]
+
+_Introduction: TypeAlias = tuple[str | Callable[[], str], Tokens | None]
+"""What a relay is told: what batches are bound to, or what works that out; and whence it gets
+what is secret."""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,14 +150,16 @@ def _route(
         decision, host, transport=transport, tokens=tokens, consent=consent, outages=outages
     )
     ahead = beside = None
-    if host.settings.relay is not False and transport is not None:
-        # What the host's own transport does with a batch is not known here: it may keep it.
-        host.diagnostics.warn(
-            "telemetry relay not available", reason="the transport is the host's own"
-        )
-    elif host.settings.relay is not False:
-        endpoint = relayed = _relayed(endpoint, bound_to, tokens, consent, host)
-        ahead, beside = relayed.hand_over, relayed.run
+    if host.settings.relay is not False:
+        introduction = _introduction(name, transport, bound_to, tokens)
+        if introduction is not None:
+            relayed = _relayed(endpoint, introduction, consent, host)
+            endpoint, ahead, beside = relayed, relayed.hand_over, relayed.run
+        else:
+            # What the host's own transport does with a batch is not known: it may keep it.
+            host.diagnostics.warn(
+                "telemetry relay not available", reason="the transport is the host's own"
+            )
     return Route(
         name=name,
         endpoint=endpoint,
@@ -189,16 +195,31 @@ def endpoint_of(
     )
 
 
+def _introduction(
+    name: str, transport: Transport | None, bound_to: str, tokens: TokenKeeper | None
+) -> _Introduction | None:
+    """What a relay is told; None where it could not send as *transport* does."""
+    if transport is None:
+        return bound_to, tokens
+    blueprint = blueprint_of(transport)
+    if blueprint is None:
+        return None
+    from trimaran._relay.made import described  # noqa: PLC0415 - only with a relay
+
+    # It has credentials of its own: an account's token is not for it.
+    return described(name, *blueprint)
+
+
 def _relayed(
     endpoint: WayOut,
-    destination: str,
-    tokens: TokenKeeper | None,
+    introduction: _Introduction,
     consent: Consent,
     host: Host,
 ) -> RelayedWayOut:
     """The way out through a relay. Starts none yet."""
     from trimaran._relay.way_out import relayed  # noqa: PLC0415 - sqlite3
 
+    destination, tokens = introduction
     return relayed(
         endpoint,
         app=host.app,

@@ -87,6 +87,7 @@ class Endpoint:
         random: where jitter comes from.
         wall_clock: seconds since the epoch.
         on_change: told when delivery is lost (True) and when it is restored (False).
+        make: makes the transport that is opened, aside; HTTP to the decision's URL, if None.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Endpoint:
         random: Random,
         wall_clock: Callable[[], float],
         on_change: Callable[[bool], None],
+        make: Callable[[], Transport] | None = None,
     ) -> None:
         assert decision.url is not None
         self.url: str = decision.url
@@ -111,6 +113,7 @@ class Endpoint:
         self._wall_clock = wall_clock
         self._on_change = on_change
         self._transport = transport
+        self._make = make or partial(_http_transport, decision.url, settings.max_requests)
         self._owned: Transport | None = None
         self._opening = trio.Lock()
         self._known_token = None if tokens is None else tokens.held
@@ -259,9 +262,7 @@ class Endpoint:
         if self._transport is None:
             async with self._opening:
                 if self._transport is None:
-                    self._owned = self._transport = await aside(
-                        partial(_http_transport, self.url, self._settings.max_requests)
-                    )
+                    self._owned = self._transport = await aside(self._make)
         return self._transport
 
     async def aclose(self) -> None:

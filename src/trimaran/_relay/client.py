@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import trio
 
+from trimaran._aside import aside
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint.consent import Consent, ConsentWithdrawn
 from trimaran._endpoint.token import Tokens
@@ -79,7 +80,8 @@ class RelayClient:
         start: starts one unless there is one, and says whether it did; blocks. Raises
             :class:`~trimaran._relay.launch.LaunchError`.
         agent: unique over all, for all time.
-        destination: what this agent's batches are bound to.
+        destination: what this agent's batches are bound to; or what works that out, which
+            takes a while and is done aside, once.
         tokens: the account's; None sends none.
         consent: asked before a token is given away.
         drain_timeout: seconds in which it has to be over, once time runs out.
@@ -92,7 +94,7 @@ class RelayClient:
         *,
         start: Callable[[], bool],
         agent: str,
-        destination: str,
+        destination: str | Callable[[], str],
         tokens: Tokens | None,
         consent: Consent,
         drain_timeout: float,
@@ -102,6 +104,7 @@ class RelayClient:
         self._start = start
         self._agent = agent
         self._destination = destination
+        self._naming = trio.Lock()
         self._tokens = tokens
         self._consent = consent
         self._drain_timeout = drain_timeout
@@ -149,6 +152,7 @@ class RelayClient:
         """Give the relay a fresh token whenever it wants one; until cancelled."""
         if self._tokens is None:
             await trio.sleep_forever()
+        await self._bound_to()  # before anybody waits for it
         while True:
             await self._connected.wait()
             channel, self._connected = self._channel, trio.Event()
@@ -251,7 +255,7 @@ class RelayClient:
                             protocol=PROTOCOL,
                             version=__version__,
                             agent=self._agent,
-                            destination=self._destination,
+                            destination=await self._bound_to(),
                             token=token,
                         )
                     )
@@ -269,6 +273,15 @@ class RelayClient:
             raise self._unavailable(_reason_of(answer))
         self._connected.set()
         return channel
+
+    async def _bound_to(self) -> str:
+        """What its batches are bound to. A checkpoint only where that is to be worked out."""
+        if isinstance(self._destination, str):
+            return self._destination
+        async with self._naming:
+            if not isinstance(self._destination, str):
+                self._destination = await aside(self._destination)
+            return self._destination
 
     async def _token(self) -> str | None:
         """The account's token, if it may be given away."""

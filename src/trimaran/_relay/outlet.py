@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -26,6 +27,7 @@ from trimaran._endpoint.consent import Consent
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import Ledger
 from trimaran._pipeline.sender import Sender
+from trimaran._relay.made import made_from, made_transport, problem_with_made, shown
 from trimaran._relay.messages import HandedBatch, OutletReport
 from trimaran._relay.orders import Orders
 from trimaran._relay.wallet import Wallet
@@ -77,6 +79,16 @@ class Circumstances:
         self.new_id: Callable[[], str] = new_id
         self.transport: Transport | None = transport
         self.changed: Callable[[], object] = changed
+        self._wallets: dict[str, Wallet] = {}
+
+    def wallet_of(self, account: str) -> Wallet:
+        """What outlets to one account have in common."""
+        wallet = self._wallets.get(account)
+        if wallet is None:
+            wallet = self._wallets[account] = Wallet(
+                interval=self.orders.unauthorized_interval, changed=self.changed
+            )
+        return wallet
 
     def file_for(self, destination: str) -> SpoolFile:
         """A hold on the queue on disk."""
@@ -103,10 +115,11 @@ class Outlet:
         """Of the account; None where events go out without a token."""
         self._circumstances = circumstances
         self._settings = circumstances.orders.settings()
+        made = made_from(destination)
         if decision.tier is Tier.AUTHENTICATED:
-            self.wallet = Wallet(
-                interval=self._settings.unauthorized_interval, changed=circumstances.changed
-            )
+            # What an agent calls a place, or says of itself there, is no other account.
+            account = destination if made is None else f"{made.blueprint.url} {made.account}"
+            self.wallet = circumstances.wallet_of(account)
         self._endpoint = Endpoint(
             decision,
             transport=circumstances.transport,
@@ -117,6 +130,9 @@ class Outlet:
             random=circumstances.random,
             wall_clock=circumstances.wall_clock,
             on_change=lambda _is_lost: None,
+            make=None
+            if made is None
+            else partial(made_transport, made, max_connections=self._settings.max_requests),
         )
         self._keeper = SpoolKeeper(
             circumstances.file_for(destination),
@@ -189,14 +205,14 @@ class Outlet:
 
     def tidy(self) -> None:
         """Forget a token that nothing needs."""
-        if self.wallet is not None and not self.wallet.is_attended and self._waiting == 0:
-            self.wallet.forget()
+        if self.wallet is not None:
+            self.wallet.tidy()
 
     def report(self) -> OutletReport:
         """What became of the batches so far."""
         books = self._books.statistics()
         return OutletReport(
-            destination=self.destination,
+            destination=shown(self.destination),
             waiting=self._waiting,
             events=books.pending,
             delivered=books.delivered,
@@ -229,7 +245,7 @@ class Outlet:
         if lane is None:
             lane = self._lanes[number] = _Lane()
             self._circumstances.nursery.start_soon(self._sender().run, lane.receive)
-        self._waiting += 1
+        self._wait_for(1)
         lane.put(batch)
         self._circumstances.changed()
 
@@ -248,9 +264,14 @@ class Outlet:
         )
 
     def _settled(self, _size: int) -> None:
-        self._waiting -= 1
+        self._wait_for(-1)
         self.tidy()
         self._circumstances.changed()
+
+    def _wait_for(self, batches: int) -> None:
+        self._waiting += batches
+        if self.wallet is not None:
+            self.wallet.wanted += batches
 
 
 class _Lane:
@@ -279,15 +300,22 @@ class _Lane:
 
 def decision_of(destination: str) -> Decision | None:
     """Where batches that are bound to *destination* go; None if that cannot be understood."""
-    tier, _, rest = destination.partition(" ")
-    url, _, _email = rest.partition(" ")
-    if tier not in {Tier.ANONYMOUS, Tier.AUTHENTICATED} or problem_with(destination) is not None:
+    if problem_with(destination) is not None:
         return None
+    made = made_from(destination)
+    if made is None:
+        tier, _, rest = destination.partition(" ")
+        url, _, _email = rest.partition(" ")
+    else:
+        tier, url = Tier.AUTHENTICATED if made.account else Tier.ANONYMOUS, made.blueprint.url
     return Decision(tier=Tier(tier), reason="handed over", source="relay", url=url)
 
 
 def problem_with(destination: str) -> str | None:
     """What is wrong with a destination that an agent names; None for nothing."""
+    made = made_from(destination)
+    if made is not None:
+        return problem_with_made(made)
     tier, _, rest = destination.partition(" ")
     url, _, _email = rest.partition(" ")
     if tier not in {Tier.ANONYMOUS, Tier.AUTHENTICATED}:

@@ -37,6 +37,8 @@ class Wallet:
         self._calling = trio.Lock()
         self._call_not_before = float("-inf")
         self._brought = trio.Event()
+        self.wanted: int = 0
+        """Batches that wait to go out with it."""
 
     @property
     def held(self) -> str | None:
@@ -82,9 +84,10 @@ class Wallet:
         self._given.pop(agent, None)
         self._tell_changed()
 
-    def forget(self) -> None:
-        """Nothing needs the token now."""
-        self._token = None
+    def tidy(self) -> None:
+        """Forget the token, if nothing needs it now."""
+        if not self.is_attended and not self.wanted:
+            self._token = None
 
     async def current(self) -> str:
         """The token; waits until there is one."""

@@ -134,12 +134,15 @@ def relayed(
     app: str,
     settings: Settings,
     agent: str,
-    destination: str,
+    destination: str | Callable[[], str],
     tokens: Tokens | None,
     consent: Consent,
     diagnostics: Diagnostics,
 ) -> RelayedWayOut:
-    """The way out through the relay that *settings* ask for. Starts none yet."""
+    """The way out through the relay that *settings* ask for. Starts none yet.
+
+    For *destination* and *tokens* see :class:`RelayClient`.
+    """
     relay = relay_of(app, settings)
     assert relay is not None
     orders = orders_of(relay, settings)

@@ -17,10 +17,12 @@ __all__ = [
     "ANSWER_LIMIT",
     "HANDED_OVER",
     "Answer",
+    "Blueprint",
     "GivenUp",
     "Request",
     "Transport",
     "TransportError",
+    "blueprint_of",
     "wants_spans",
 ]
 
@@ -74,6 +76,19 @@ class GivenUp(Exception):
         self.reason: DropReason = reason
 
 
+class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes a transport again in another process. No secret is in it."""
+
+    kind: str
+    """Which kind of transport: a word that who makes it knows, as "otlp"."""
+    version: int
+    """Of what *settings* mean."""
+    url: str
+    """Where it posts to."""
+    settings: str
+    """The rest, as text: the same one for equal transports."""
+
+
 class Transport(Protocol):
     """Makes single attempts. One transport serves all sessions of a telemetry.
 
@@ -82,6 +97,10 @@ class Transport(Protocol):
     ``parent_span_id``, each 16 hexadecimal digits; in ``session_end`` the agent and its model;
     in the body ``app``, the host's name; and a header ``traceparent``, where the session
     stands below something. It is looked up once.
+
+    One that a relay can make again in its own process, and so send in its place, has two
+    attributes more: ``blueprint``, a :class:`Blueprint` or None, and ``secret_headers``, the
+    headers of its requests that are not to be on any disk. They are looked up once, too.
     """
 
     async def attempt(self, request: Request) -> Answer:
@@ -107,3 +126,14 @@ def wants_spans(transport: Transport | None) -> bool:
         return getattr(transport, "wants_spans", False) is True
     except Exception:  # noqa: BLE001 - it may be the host's own code
         return False
+
+
+def blueprint_of(transport: Transport | None) -> tuple[Blueprint, Mapping[str, str]] | None:
+    """What makes *transport* again elsewhere, and its secret headers; None if nothing does."""
+    try:
+        blueprint = getattr(transport, "blueprint", None)
+        if type(blueprint) is not Blueprint:
+            return None
+        return blueprint, msgspec.convert(getattr(transport, "secret_headers", {}), dict[str, str])
+    except Exception:  # noqa: BLE001 - it may be the host's own code
+        return None

@@ -22,10 +22,11 @@ import trio
 
 from trimaran._decision import loopback_host
 from trimaran._diagnostics import Diagnostics
-from trimaran._transport import Answer, Request, Transport, TransportError
+from trimaran._transport import Answer, Blueprint, Request, Transport, TransportError
 from trimaran._version import __version__
 from trimaran.otlp import json_form, protobuf
-from trimaran.otlp.conventions import MAPPING_VERSION, Attribute, table_of
+from trimaran.otlp.blueprint import blueprint_of
+from trimaran.otlp.conventions import MAPPING_VERSION, Attribute, Value, table_of
 from trimaran.otlp.environment import OtlpSettings
 from trimaran.otlp.spans import Begun, Body, Names, Origin, Span, begun_by, read_body, spans_of
 
@@ -69,6 +70,8 @@ class OtlpTransport:
         settings: where to and how; those of the environment, if None.
         max_connections: connections that are open at once, at most.
         environ: the environment that is read; ``os.environ``, if None.
+        names_process: whether the resource says which process sends; False where it does so
+            for others.
     """
 
     wants_spans: bool = True
@@ -80,6 +83,7 @@ class OtlpTransport:
         *,
         max_connections: int = 16,
         environ: Mapping[str, str] | None = None,
+        names_process: bool = True,
     ) -> None:
         if settings is None:
             settings = OtlpSettings.from_environ(os.environ if environ is None else environ)
@@ -98,7 +102,7 @@ class OtlpTransport:
         )
         self._begun: OrderedDict[str, Begun] = OrderedDict()
         self._encoder = protobuf.Encoder()
-        self._resource = _resource(settings)
+        self._resource = _resource(settings, names_process=names_process)
         is_json = settings.encoding == "json"
         self._headers = {
             **{name.lower(): value for name, value in settings.headers.items()},
@@ -110,8 +114,22 @@ class OtlpTransport:
     def __repr__(self) -> str:
         return f"<OtlpTransport: {self._settings.signal} to {self._settings.url}>"
 
+    @property
+    def blueprint(self) -> Blueprint | None:
+        """What makes it again in a relay; None where that needs the host's own code."""
+        return blueprint_of(self._settings) if type(self) is OtlpTransport else None
+
+    @property
+    def secret_headers(self) -> Mapping[str, str]:
+        """The headers of the settings: any of them may be a key."""
+        return self._settings.headers
+
     async def attempt(self, request: Request) -> Answer:
         """Post the batch of *request* once. See :class:`~trimaran.Transport`."""
+        return await self.attempt_with(request, {})
+
+    async def attempt_with(self, request: Request, headers: Mapping[str, str]) -> Answer:
+        """As :meth:`attempt`, with further *headers*, in lower case; they are not kept."""
         while self._untold:
             self._diagnostics.warn("telemetry setting ignored", problem=self._untold.pop(0))
         http = await self._opened()
@@ -126,7 +144,7 @@ class OtlpTransport:
             encoded = gzip.compress(encoded, _GZIP_LEVEL, mtime=0)
         answer = None
         with trio.move_on_after(self._settings.timeout):
-            answer = await self._post(http, encoded)
+            answer = await self._post(http, encoded, headers)
         if answer is None:
             raise TransportError(f"no answer within {self._settings.timeout:g} s")
         return self._understood(answer, request.events)
@@ -164,9 +182,10 @@ class OtlpTransport:
                 self._begun.popitem(last=False)
         return spans_of(body, origin, self._names, begun)
 
-    async def _post(self, http: Transport, body: bytes) -> Answer:
+    async def _post(self, http: Transport, body: bytes, headers: Mapping[str, str]) -> Answer:
+        headers = {**headers, **self._headers}
         try:
-            return await http.attempt(Request(self._settings.url, self._headers, body))
+            return await http.attempt(Request(self._settings.url, headers, body))
         except TransportError as error:
             raise TransportError(_with_advice(str(error), self._settings)) from None
 
@@ -241,18 +260,21 @@ def _partly(events: int, refused: int) -> Answer:
     return Answer(_PARTIAL, body=body)
 
 
-def _resource(settings: OtlpSettings) -> list[Attribute]:
+def _resource(settings: OtlpSettings, *, names_process: bool) -> list[Attribute]:
     """Who sends: https://opentelemetry.io/docs/specs/semconv/resource/."""
-    known = {
+    known: dict[str, Value] = {
         **({"service.name": settings.service_name} if settings.service_name else {}),
         "telemetry.sdk.name": "trimaran",
         "telemetry.sdk.language": "python",
         "telemetry.sdk.version": __version__,
-        "process.runtime.name": sys.implementation.name,
-        "process.runtime.version": platform.python_version(),
-        **settings.resource,
     }
-    return [*known.items(), ("process.pid", os.getpid())]
+    if names_process:
+        known["process.runtime.name"] = sys.implementation.name
+        known["process.runtime.version"] = platform.python_version()
+    known |= settings.resource
+    if names_process:
+        known["process.pid"] = os.getpid()
+    return [*known.items()]
 
 
 def _with_advice(error: str, settings: OtlpSettings) -> str:
