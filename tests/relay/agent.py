@@ -35,6 +35,10 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     email: str = ""
     token: str = ""
     """Of an account, if it has one."""
+    otlp: str = ""
+    """Where spans go beside the endpoint, if anywhere."""
+    headers: dict[str, str] = {}
+    """Of OTLP."""
     is_watched: bool = False
     """Whether it says that the relay has it, and stays until its standard input ends."""
 
@@ -69,6 +73,7 @@ async def main(orders: Orders) -> Ended:
             drain_timeout=orders.drain_timeout,
             request_timeout=orders.request_timeout,
         ),
+        destinations=destinations_of(orders),
         on_problem=problems.append,
     ) as telemetry:
         async with telemetry.session(session_id=orders.name) as session:
@@ -92,6 +97,16 @@ async def main(orders: Orders) -> Ended:
         dropped=dict(books.dropped),
         problems=[f"{problem.name}: {dict(problem.facts)}" for problem in problems],
     )
+
+
+def destinations_of(orders: Orders) -> list[trimaran.Destination]:
+    """Where its events go beside the endpoint."""
+    if not orders.otlp:
+        return []
+    from trimaran.otlp import OtlpSettings, OtlpTransport  # most agents need none
+
+    settings = OtlpSettings.from_environ({}, endpoint=orders.otlp, headers=orders.headers)
+    return [trimaran.Destination(name="traces", transport=OtlpTransport(settings))]
 
 
 def be_patient() -> None:

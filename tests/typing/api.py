@@ -78,6 +78,8 @@ class Login:
 class Post:
     """A host's own transport: nothing to inherit from."""
 
+    blueprint: trimaran.Blueprint | None = None
+
     async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
         """One attempt."""
         assert_type(request.headers, Mapping[str, str])

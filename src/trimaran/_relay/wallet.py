@@ -84,10 +84,14 @@ class Wallet:
         self._given.pop(agent, None)
         self._tell_changed()
 
+    def forget(self) -> None:
+        """Nothing needs the token now."""
+        self._token = None
+
     def tidy(self) -> None:
         """Forget the token, if nothing needs it now."""
         if not self.is_attended and not self.wanted:
-            self._token = None
+            self.forget()
 
     async def current(self) -> str:
         """The token; waits until there is one."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from trimaran._relay.made import shown
 from trimaran._settings import Spool
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import spool_directory
@@ -90,7 +91,7 @@ def list_batches(app: str, directory: str | None) -> None:
                     f"{row.events:,}",
                     f"{row.size:,}",
                 )
-        stdout.print(printable(destination), soft_wrap=True)
+        stdout.print(printable(shown(destination)), soft_wrap=True)
         stdout.print(table)
     oldest = age_of(now - min(row.created for row in rows))
     size = sum(row.size for row in rows)
@@ -198,7 +199,7 @@ def clear(app: str, directory: str | None, destination: str | None, *, yes: bool
     browser = SpoolBrowser(where)
     stdout, stderr = console(), console(stderr=True)
     with failures_told():
-        rows = [row for row in browser.rows() if destination in {None, row.destination}]
+        rows = [row for row in browser.rows() if destination in {None, shown(row.destination)}]
         gone = [row for row in rows if not row.is_owner_alive]
         if gone and not (yes or _agreed(f"Remove {counted(gone)} from {where}?")):
             say(stderr, "nothing was removed")

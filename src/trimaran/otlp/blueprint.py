@@ -89,16 +89,16 @@ def blueprint_of(settings: OtlpSettings) -> Blueprint | None:
         client_certificate=_absolute(settings.client_certificate),
         client_key=_absolute(settings.client_key),
         service_name=settings.service_name,
-        resource=settings.resource,
-        tags=settings.tags,
+        resource=dict(settings.resource),
+        tags=tuple(settings.tags),
         dialect=settings.dialect.name,
         shapes={
             kind: _Shape(
                 name=shape.name,
                 subject=shape.subject,
                 kind=shape.kind,
-                always=shape.always,
-                fields=shape.fields,
+                always=dict(shape.always),
+                fields=dict(shape.fields),
                 own=shape.own,
             )
             for kind, shape in settings.shapes.items()
@@ -107,8 +107,10 @@ def blueprint_of(settings: OtlpSettings) -> Blueprint | None:
     )
     try:
         text = _encode(plain).decode()
-    except (TypeError, ValueError):
-        return None  # something of the host's that is no plain value
+        if _settings.decode(text) != plain:
+            return None
+    except (TypeError, ValueError, msgspec.DecodeError):
+        return None  # something of the host's that is no plain value, or has no text
     return Blueprint(kind=KIND, version=VERSION, url=settings.url, settings=text)
 
 
