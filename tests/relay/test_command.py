@@ -15,16 +15,16 @@ from faults.served import LONG, environment, line_of, rest_of
 from .world import World, refused_url, until
 
 
-def _words(world: World, *words: str) -> list[str]:
+def _words(world: World, *words: str, of: str = "relay") -> list[str]:
     place = ["--directory", str(world.directory)]
-    return [sys.executable, "-m", "trimaran.cli", "relay", *words, *place]
+    return [sys.executable, "-m", "trimaran.cli", of, *words, *place]
 
 
-async def command(world: World, *words: str) -> tuple[int, str]:
+async def command(world: World, *words: str, of: str = "relay") -> tuple[int, str]:
     """Run the command on the world's relay; its exit status, and all that it said."""
     with trio.fail_after(LONG):
         done = await trio.run_process(
-            _words(world, *words),
+            _words(world, *words, of=of),
             capture_stdout=True,
             capture_stderr=True,
             check=False,
@@ -61,6 +61,27 @@ async def test_a_relay_is_started_looked_at_and_ended(world: World) -> None:
     assert "2 batches with 8 events wait there; the next one delivers them." in said
     status, said = await command(world, "stop")
     assert (status, said) == (0, f"No relay runs, for {world.directory}.\n")
+
+
+async def test_what_sends_spans_is_shown_without_its_keys(world: World) -> None:
+    """By its name and URL, and so it is cleared, too."""
+    url = refused_url()
+    shown = f"traces: otlp {url}/v1/traces"
+    await world.agent(url, otlp=url, headers={"authorization": "the-key"})
+
+    _, status = await command(world, "status")
+    assert shown in " ".join(status.split())
+    await command(world, "stop")
+    await world.gone()
+    _, listed = await command(world, "list", of="spool")
+    assert {shown, f"anonymous {url}"} <= set(listed.splitlines())
+    assert "the-key" not in status + listed
+
+    cleared, _ = await command(world, "clear", "--destination", shown, "--yes", of="spool")
+    assert cleared == 0
+    _, listed = await command(world, "list", of="spool")
+    assert shown not in listed
+    assert f"anonymous {url}" in listed
 
 
 async def test_one_in_the_foreground_tells_what_it_does(
