@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 import trimaran
 from cli.conftest import Command
@@ -20,6 +21,7 @@ from otlp.conftest import COLLECTED
 from otlp.systems import TOKEN, ReadSpan, TestAgent, free_ports, running_collector
 from patience import PATIENCE
 from receiver.batches import batch
+from trimaran._relay import outlet
 from trimaran.otlp import OtlpSettings
 from trimaran.receiver import Forward, StoreError, StoreUnavailable, run_receiver
 from trimaran.receiver.forward import Forwarder, open_forwarder
@@ -156,6 +158,66 @@ async def test_what_comes_again_is_forwarded_once(
 
     assert len(endpoint.requests) == 5
     assert forwarder.report().delivered == 5
+
+
+async def test_what_waits_is_known_however_much_came_since(
+    endpoint: LoopbackEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, and it comes again: it is on disk, and who came with it is taken."""
+    monkeypatch.setattr(outlet, "_MOST_KNOWN", 1)
+    endpoint.always(503)
+    async with forwarding(to(endpoint.url, tmp_path)) as forwarder:
+        for key in ("1", "2", "3"):
+            await forwarder.append(batch(0), key)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forwarder.append, batch(0), "1")
+            nursery.start_soon(forwarder.append, batch(0), "4")
+        assert forwarder.report().waiting == 4
+        endpoint.always(200)
+        await settled(forwarder)
+
+    assert forwarder.report().delivered == 4
+
+
+async def test_what_another_receiver_has_in_the_same_directory_is_safe(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """It comes again to this one: it is on disk, and that one sends it."""
+    endpoint.always(503)
+    forward = to(endpoint.url, tmp_path)
+    async with forwarding(forward) as one, forwarding(forward) as other:
+        await one.append(batch(0), "1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.append, batch(0), "1")
+            nursery.start_soon(other.append, batch(0), "2")
+        assert (one.report().waiting, other.report().waiting) == (1, 1)
+        endpoint.always(200)
+        await settled(one)
+        await settled(other)
+
+    assert (one.report().delivered, other.report().delivered) == (1, 1)
+
+
+async def test_a_cancel_leaves_what_is_being_written_to_be_sent(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """Once, though nobody hears of it; and what waited for the same disk has its answer."""
+    async with forwarding(to(endpoint.url, tmp_path)) as forwarder:
+        async with trio.open_nursery() as nursery:
+            gone = trio.CancelScope()
+
+            async def writes() -> None:
+                with gone:
+                    await forwarder.append(batch(0))
+
+            nursery.start_soon(writes)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(forwarder.append, batch(1))
+            gone.cancel()
+        await settled(forwarder)
+
+    assert forwarder.report().delivered == 2
+    assert len(endpoint.requests) == 2
 
 
 async def test_only_good_events_are_forwarded(endpoint: LoopbackEndpoint, tmp_path: Path) -> None:

@@ -93,6 +93,25 @@ async def test_what_was_not_delivered_is_tried_once_more_at_the_end(
     await outlet.aclose()
 
 
+async def test_what_is_handed_over_after_a_cancel_is_taken_once(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """The disk may have had it by then, and nobody have heard of it."""
+    transport = ScriptedTransport()
+    outlet = outlet_on(tmp_path, nursery, transport)
+
+    async with trio.open_nursery() as agent:
+        agent.start_soon(outlet.take, "a", [BATCH])
+        await trio.testing.wait_all_tasks_blocked()
+        agent.cancel_scope.cancel()
+    assert outlet.report().waiting == 0
+    assert await outlet.take("a", [BATCH])
+
+    await until(lambda: len(transport.taken) == 1)
+    assert outlet.report().delivered == 1
+    await outlet.aclose()
+
+
 async def test_a_token_is_forgotten_with_the_last_batch_that_needs_it(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:

@@ -64,7 +64,7 @@ def remove_and_put_again(spool: SpoolFile) -> None:
     """Something that works together with something that does not."""
     with spool.together():
         spool.remove(["b"])
-        put(spool, "f", "e")
+        put(spool, "f", "taken")
 
 
 def keys(spool: SpoolFile) -> list[str]:
@@ -273,9 +273,32 @@ def test_what_is_done_together_is_one_transaction(spool: Callable[..., SpoolFile
         assert keys(other) == ["a", "b", "c"]
 
     assert keys(other) == ["b", "d", "e"]
-    with pytest.raises(SpoolError, match="UNIQUE"):
+    put(other, "taken")
+    with pytest.raises(SpoolError, match="another batch of that key"):
         remove_and_put_again(mine)
-    assert keys(other) == ["b", "d", "e"]
+    assert keys(other) == ["b", "d", "e", "taken"]
+
+
+def test_what_is_put_again_is_there_once(spool: Callable[..., SpoolFile]) -> None:
+    """Whoever puts it did not hear of the first time; it stays in its place."""
+    mine = spool(most_bytes=10)
+    put(mine, "a", "b", "c", "d", body=b"{}")
+
+    put(mine, "a", "b", body=b"{}")
+
+    assert keys(mine) == ["a", "b", "c", "d"]
+    [gone] = mine.put("e", b"1234", events=1, reports=0)  # which needs the place of but one
+    assert gone.key == "a"
+
+
+def test_what_another_process_has_is_elsewhere(spool: Callable[..., SpoolFile]) -> None:
+    """If it is for the same destination: nobody there would send it to this one."""
+    mine, other, away = spool(), spool("other"), spool("away", destination="anonymous http://y")
+    put(mine, "a")
+
+    assert [each.is_elsewhere("a") for each in (mine, other, away)] == [False, True, False]
+    with pytest.raises(SpoolError, match="another batch of that key"):
+        put(away, "a")
 
 
 def test_two_telemetries_of_one_process_keep_each_others_hold(tmp_path: Path) -> None:

@@ -165,11 +165,11 @@ class Outlet:
         """
         async with self._turn:
             # By their keys, of which each is taken once.
-            new = {batch.key: batch for batch in batches if batch.key not in self._known}
+            new = {batch.key: batch for batch in batches if not self._knows(batch.key)}
             if self._ended:
                 return False
             # An agent that is gone may have handed them over, too, and have heard no answer.
-            again = [batch.key for batch in batches if batch.key in self._known]
+            again = [batch.key for batch in batches if batch.key not in new]
             if not await self._keeper.also_handed_by(agent, again):
                 return False
             if not new:
@@ -233,6 +233,9 @@ class Outlet:
             await self._endpoint.aclose()
         finally:
             await self._keeper.aclose()
+
+    def _knows(self, key: str) -> bool:
+        return key in self._known or self._keeper.keeps(key)
 
     def _admit(self, batch: Batch) -> None:
         """Put a batch that is on disk into its lane."""

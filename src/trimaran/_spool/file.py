@@ -169,7 +169,8 @@ class SpoolFile:
         """Keep a batch; what had to make room for it, or was too old, is told.
 
         Only this process's own batches make room, the oldest first; a batch that has no
-        room even so is among those told, and not kept.
+        room even so is among those told, and not kept. One of this process's own that has
+        the key stays as it is: whoever put it did not hear of it.
 
         Raises:
             SpoolError: it is not kept.
@@ -177,12 +178,14 @@ class SpoolFile:
         with self._transaction() as database:
             now = self._wall_clock()
             evicted = self._expired(database, self._owner) if self._may_have_expired(now) else []
-            database.execute(
+            put = database.execute(
                 "INSERT INTO batches"
                 " (key, position, owner, destination, created, events, reports, size, body,"
                 " handed_by, parent_session_id, traceparent)"
                 " SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
-                " FROM batches",
+                " FROM batches WHERE true"
+                " ON CONFLICT (key) DO UPDATE SET handed_by = excluded.handed_by"
+                " WHERE owner = excluded.owner AND destination = excluded.destination",
                 (
                     key,
                     self._owner,
@@ -197,6 +200,8 @@ class SpoolFile:
                     traceparent,
                 ),
             )
+            if put.rowcount == 0:
+                raise SpoolError(f"{self._directory / FILE_NAME}: has another batch of that key")
             while database.execute("SELECT bytes FROM totals").fetchone()[0] > self._most_bytes:
                 if not self._evicts:
                     raise SpoolError(f"{self._directory / FILE_NAME}: is full")
@@ -210,6 +215,19 @@ class SpoolFile:
                     break
                 evicted += oldest
         return evicted
+
+    def is_elsewhere(self, key: str) -> bool:
+        """Whether another process has that batch on disk, for the same destination.
+
+        Raises:
+            SpoolError: it cannot be seen.
+        """
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT 1 FROM batches WHERE key = ? AND owner != ? AND destination = ?",
+                (key, self._owner, self._destination),
+            ).fetchone()
+        return row is not None
 
     def read(self, key: str) -> bytes | None:
         """A kept batch's body; None when it is not there any more.

@@ -78,16 +78,21 @@ class SpoolKeeper:
     async def keep(self, batches: Sequence[Batch], ledger: Ledger) -> list[Batch]:
         """*batches* with their places on disk; unchanged where there is none to be had.
 
+        Those that another process has there are left out: it, or its heir, delivers them.
         A cancel leaves open whether they are on disk: they count as not.
         """
         withdrawals = self._withdrawals
         decided = list(self._decided)
+        elsewhere: set[str] = set()
 
         def put() -> None:
             evicted: list[Evicted] = []
             with self._file.together():
                 self._file.remove(decided)
                 for batch in batches:
+                    if self._file.is_elsewhere(batch.key):
+                        elsewhere.add(batch.key)
+                        continue
                     evicted += self._file.put(
                         batch.key,
                         batch.body or b"",
@@ -105,6 +110,7 @@ class SpoolKeeper:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return list(batches)
         self._removed(decided)
+        batches = [batch for batch in batches if batch.key not in elsewhere]
         places = [
             self._place(batch.key, ledger, batch.tracked, batch.handed_by) for batch in batches
         ]
@@ -119,6 +125,10 @@ class SpoolKeeper:
             replace(batch, kept=place) if place.is_on_disk else batch
             for batch, place in zip(batches, places, strict=True)
         ]
+
+    def keeps(self, key: str) -> bool:
+        """Whether the batch of that key is on disk, and its fate open."""
+        return key in self._kept
 
     async def body_of(self, batch: Batch) -> bytes | None:
         """The body of a batch that is sent now; None when there is nothing to send.

@@ -81,8 +81,8 @@ class Forwarder:
     ) -> Receipt:
         """See :class:`Keeper`; once this has returned, the batch is on disk.
 
-        One that comes again, within the next 10,000, is not sent again; that it did come again
-        is not said.
+        One that comes again, while it waits or within the next 10,000, is not sent again; that
+        it did come again is not said.
         """
         return await self._line.append(batch, key, parent)
 
@@ -122,7 +122,11 @@ class Forwarder:
 
     async def _write(self, group: Sequence[Post]) -> list[Receipt]:
         batches = [self._handed(post) for post in group]
-        if not await self._outlet.take(_WHO, batches):
+        is_taken = False
+        # Whoever writes does so for others, too; and what is on disk has to be sent.
+        with trio.CancelScope(shield=True):  # as long as another process holds the disk
+            is_taken = await self._outlet.take(_WHO, batches)
+        if not is_taken:
             raise StoreUnavailable(
                 f"{os.fspath(self._forward.spool)}: no room is left, or the disk fails"
             )
