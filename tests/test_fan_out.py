@@ -9,7 +9,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimaran import Command, DropReason, ErrorEvent, Event, Settings
+from trimaran import Command, DropReason, ErrorEvent, Event, SessionEnd, Settings
 from trimaran._pipeline.encoder import encode_fast
 from trimaran._pipeline.fan_out import Branch, FanOut
 from trimaran._pipeline.ledger import Ledger
@@ -146,6 +146,21 @@ async def test_bytes_that_another_session_frees_are_room(
 
     assert await numbers_in(parting.branches[1]) == [1]
     assert parting.books[0].dropped == {DropReason.MAILBOX_FULL: 1}
+
+
+async def test_the_end_of_a_session_is_taken_without_room() -> None:
+    """Once: the host may track such events, too, and memory is bounded all the same."""
+    parting = Parting(limit=1_000, mailbox_policy="drop_newest")
+    full, quick = parting.branches
+    parting.budgets[0].used = 1_000
+    parting.budgets[1].limit = 1 << 40
+    ends = [parting.entry(SessionEnd(duration_ms=1)) for _ in range(3)]
+    await parting.fan_out.send(Chunk([*ends, parting.entry()]))
+
+    assert (len(full), len(quick)) == (1, 4)
+    assert await numbers_in(full) == [1]
+    assert parting.books[0].dropped == {DropReason.MAILBOX_FULL: 3}
+    assert parting.adds_up()
 
 
 async def test_a_cancel_leaves_what_waits_in_the_books_of_the_intake(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 from msgspec.structs import replace
 
+from trimaran._events import SessionEnd
 from trimaran._pipeline.encoder import encode_fast
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.mailbox import Chunk, Entry, Flush, Mailbox, MemoryBudget
@@ -44,6 +45,7 @@ class Branch(Mailbox):
         super().__init__(settings, ledger=ledger, budget=budget, wall_clock=wall_clock)
         self.room: Callable[[], object] = lambda: None
         """Told when there may be room again."""
+        self._has_end = False
 
     @property
     def is_over(self) -> bool:
@@ -67,10 +69,20 @@ class Branch(Mailbox):
         """Take *entry*, shedding what the policy says if there is no room. Never raises."""
         self._ledger.track()
         self._last_number = entry.number
-        if not self._ended and (self._has_room(entry) or self._make_room(entry)):
+        if not self._ended and (
+            self._has_room(entry) or self._make_room(entry) or self._is_first_end(entry)
+        ):
             self._append(entry)
         else:
             self._ledger.drop(self.full_because)
+
+    def _is_first_end(self, entry: Entry) -> bool:
+        """Whether *entry* is the session's end, which is taken without room, too; once, since
+        the host may track such events as well.
+        """
+        is_first = isinstance(entry.event, SessionEnd) and not self._has_end
+        self._has_end = self._has_end or is_first
+        return is_first
 
     def mark(self, reached: Callable[[], object]) -> None:
         """Put a mark behind everything so far; *reached* is told once, perhaps at once."""
