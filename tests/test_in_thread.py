@@ -511,7 +511,7 @@ def test_closed_from_asyncio_the_loop_goes_on() -> None:
         assert adds_up(session.statistics())
         return turns
 
-    assert asyncio.run(main()) > 5
+    assert asyncio.run(main()) > 1
 
 
 def test_awaited_after_the_end_it_is_counted_as_closed() -> None:
