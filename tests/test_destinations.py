@@ -446,6 +446,7 @@ async def test_a_bug_on_one_way_ends_that_way_alone(
             await trio.sleep(1)
             await record(session, 1_000)
             assert await session.flush()
+            assert session.statistics().destinations["beside"].pending == 0
         async with telemetry.session() as healthy:
             await record(healthy)
 
@@ -774,3 +775,19 @@ async def test_a_session_of_a_telemetry_that_is_over_counts_for_all() -> None:
     assert {
         name: dict(books.dropped) for name, books in session.statistics().destinations.items()
     } == {"endpoint": {"closed": 2}, "beside": {"closed": 2}}
+
+
+async def test_a_forked_childs_copy_counts_once_for_each() -> None:
+    """As closed, and nothing of what its parent recorded."""
+    async with opened(Capture(), Capture()) as telemetry:
+        pass
+    async with telemetry.session() as session:
+        session.forked()  # type: ignore[attr-defined]
+        session.track(CALL)
+        await session.flush()
+        books = session.statistics()
+    assert adds_up(books)
+    assert {name: dict(each.dropped) for name, each in books.destinations.items()} == {
+        "endpoint": {"closed": 1},
+        "beside": {"closed": 1},
+    }
