@@ -37,12 +37,12 @@ from relay_world import (
     watched,
     wholes_of,
 )
+from simulated_endpoint import SimulatedEndpoint
 from simulated_processes import Process, kernel
 from simulation import (
     DRAIN,
     SHARED_MEMORY,
     Frozen,
-    SimulatedEndpoint,
     World,
     act,
     in_a_seeded_run,

@@ -11,6 +11,7 @@ kernel closes its files. The last life is healthy and has time.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import multiprocessing
@@ -19,29 +20,35 @@ import pathlib
 import sqlite3
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from unittest import mock
 
-import msgspec
 import structlog
 import trio
 import trio.testing
 
 import trimaran
+from simulated_collector import SimulatedCollector
+from simulated_endpoint import SimulatedEndpoint
 from trimaran._spool.file import SpoolFile
 from trimaran._spool.values import SpoolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+Wire: TypeAlias = type[SimulatedEndpoint]
+"""How batches go out."""
+WIRES: Mapping[str, Wire] = {"origin": SimulatedEndpoint, "otlp": SimulatedCollector}
+
 DRAIN = 2.0
 SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
 """Where the disks of many worlds cost no disk."""
 ENVIRON = {"SIM_TELEMETRY_URL": "https://endpoint.test"}
-STATUSES = [200, 200, 200, 200, 200, 207, 301, 400, 401, 403, 413, 429, 500, 503]
 
 
 class Crash(Exception):
@@ -75,79 +82,6 @@ def each_books(sessions: Iterable[trimaran.Session | Frozen]) -> Iterator[trimar
     """The books of every session, for every destination."""
     for session in sessions:
         yield from by_destination(session.statistics()).values()
-
-
-@dataclass
-class SimulatedEndpoint:
-    """An endpoint and the network before it; both do whatever the seed says."""
-
-    random: Random
-    trouble: float = 0.0
-    """How likely an attempt is to meet with something else than success."""
-    is_withdrawn: Callable[[], bool] = lambda: False
-    is_dead: Callable[[], bool] = lambda: False
-    taken: dict[str, list[dict[str, object]]] = field(default_factory=dict)
-    """Events by idempotency key, as the endpoint took them, answered or not."""
-    refused: dict[str, set[int]] = field(default_factory=dict)
-    """Indexes that an answer named as bad, by key."""
-    turned_away: set[str] = field(default_factory=set)
-    """Keys that were answered with a lasting refusal, or taken apart."""
-    too_large: set[str] = field(default_factory=set)
-    """Keys that were answered with a 413."""
-    attempts: int = 0
-    wrong: list[str] = field(default_factory=list)
-    """Promises that were broken; what a transport raises would count as a failed attempt."""
-
-    async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
-        if self.is_dead():
-            await trio.sleep_forever()
-        if self.is_withdrawn():
-            self.wrong.append("a request after consent was withdrawn")
-        self.attempts += 1
-        random = self.random
-        key = request.headers["idempotency-key"]
-        await trio.sleep(random.choice([0, 0, 0.001, 0.1, 3]))
-        if key in self.too_large:
-            return trimaran.Answer(413)  # what was too large once is so for ever
-        if random.random() >= self.trouble:
-            return self._take(request, 200)
-        what = random.choice(["status", "status", "reset before", "reset after", "hang"])
-        if what == "hang":
-            await trio.sleep(math.inf)
-        if what == "reset before":
-            raise trimaran.TransportError("reset")
-        if what == "reset after":
-            self._take(request, 200)
-            raise trimaran.TransportError("reset")
-        status = random.choice(STATUSES)
-        if status == 413 and key in self.taken:
-            status = 503  # and so is what was small enough
-        if status in {200, 207}:
-            return self._take(request, status)
-        if status == 413:
-            self.too_large.add(key)
-        if status in {301, 400, 401, 403, 413}:
-            self.turned_away.add(key)
-        return trimaran.Answer(status, retry_after=random.choice([None, "1", "999999", "soon"]))
-
-    def _take(self, request: trimaran.Request, status: int) -> trimaran.Answer:
-        key = request.headers["idempotency-key"]
-        batch = msgspec.json.decode(request.body)
-        events = batch["events"]
-        if {event["session_id"] for event in events} - {batch["session_id"]}:
-            self.wrong.append("an event of another session")
-        if self.taken.setdefault(key, events) != events:
-            self.wrong.append("one key, two batches")
-        refused: set[int] = set()
-        if status == 207:
-            refused = {index for index in range(len(events)) if self.random.random() < 0.2}
-        # A key that comes again gets the receipt of the first time, as the receiver does it.
-        refused = self.refused.setdefault(key, refused)
-        body = msgspec.json.encode({"rejected": [{"index": index} for index in sorted(refused)]})
-        return trimaran.Answer(status, body=body)
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
 
 
 class SimulatedDisk:
@@ -209,7 +143,7 @@ class World:
         """Where events go beside the endpoint."""
         if self.beside is None:
             return []
-        return [trimaran.Destination(name="beside", transport=self.beside)]
+        return [trimaran.Destination(name="beside", transport=self.beside.transport())]
 
     def on_disk(self) -> list[tuple[str, int]]:
         """Keys and numbers of events in the spool."""
@@ -261,15 +195,23 @@ def spool_of(world: World) -> trimaran.Spool | bool:
     )
 
 
-def simulate(seed: int, directory: pathlib.Path | None = None, *, beside: bool = False) -> World:
+def simulate(
+    seed: int,
+    directory: pathlib.Path | None = None,
+    *,
+    beside: bool = False,
+    wire: Wire = SimulatedEndpoint,
+) -> World:
     """Run the world of *seed* to its end; with a *directory* it has a disk, and crashes.
 
-    *beside*, there is a second destination, with luck of its own.
+    *beside*, there is a second destination, with luck of its own. The *wire* is that of the
+    endpoint, or of the second destination where there is one.
     """
     random = Random(seed)
-    world = World(random, SimulatedEndpoint(random), directory)
     if beside:
-        world.beside = SimulatedEndpoint(random)
+        world = World(random, SimulatedEndpoint(random), directory, beside=wire(random))
+    else:
+        world = World(random, wire(random), directory)
     lives = 1
     if directory is not None:
         lives = random.choice([1, 2, 3])
@@ -346,7 +288,7 @@ def live(world: World, seed: int) -> None:
             async with trimaran.open_telemetry(
                 "sim",
                 environ=environ,
-                transport=world.endpoint,
+                transport=world.endpoint.transport(),
                 destinations=world.destinations(),
                 settings=settings_of(world),
                 random=random,
@@ -398,7 +340,7 @@ def live_healthily(world: World, seed: int) -> None:
         async with trimaran.open_telemetry(
             "sim",
             environ=ENVIRON,
-            transport=world.endpoint,
+            transport=world.endpoint.transport(),
             destinations=world.destinations(),
             settings=trimaran.Settings(
                 strict=True, spool=trimaran.Spool(directory=str(world.directory))
@@ -506,7 +448,7 @@ def check_fates(world: World, name: str, endpoint: SimulatedEndpoint, session: F
         assert books.pending == 0, books
 
 
-def failure_of(seed: int) -> str | None:
+def failure_of(wire: str, seed: int) -> str | None:
     """What is wrong with the worlds of *seed*, with a disk and without, with one destination
     and with two; None if nothing is.
     """
@@ -516,9 +458,9 @@ def failure_of(seed: int) -> str | None:
         with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as directory:
             disk = pathlib.Path(directory) / "spool" if has_disk else None
             try:
-                check(simulate(seed, disk, beside=beside))
+                check(simulate(seed, disk, beside=beside, wire=WIRES[wire]))
             except BaseException as error:  # noqa: BLE001 - whatever it is, the seed is wanted
-                return f"seed {seed}, {disk=}, {beside=}: {error!r}"
+                return f"seed {seed}, {disk=}, {beside=}, {wire=}: {error!r}"
     return None
 
 
@@ -527,17 +469,22 @@ def _drop_line(*_arguments: object) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """``python tests/simulation.py COUNT [FIRST]``: so many worlds, from the first seed on."""
-    count = int(arguments[0]) if arguments else 1000
-    first = int(arguments[1]) if len(arguments) > 1 else random_seed()
-    print(f"seeds {first} to {first + count - 1}")
+    """Run so many worlds, from the first seed on."""
+    parser = argparse.ArgumentParser(prog="python tests/simulation.py", description=main.__doc__)
+    parser.add_argument("count", type=int, nargs="?", default=1000, help="default: %(default)s")
+    parser.add_argument("first", type=int, nargs="?", default=random_seed())
+    parser.add_argument("--wire", choices=WIRES, default="origin", help="default: %(default)s")
+    chosen = parser.parse_args(arguments)
+    seeds = range(chosen.first, chosen.first + chosen.count)
+    print(f"seeds {seeds[0]} to {seeds[-1]}")
     failures = 0
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for failure in pool.imap_unordered(failure_of, range(first, first + count), chunksize=50):
+        run = partial(failure_of, chosen.wire)
+        for failure in pool.imap_unordered(run, seeds, chunksize=50):
             if failure is not None:
                 failures += 1
                 print(failure)
-    print(f"{count - failures} passed, {failures} failed")
+    print(f"{chosen.count - failures} passed, {failures} failed")
     return 1 if failures else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -67,25 +68,44 @@ def test_the_promises_hold_for_each_of_two_destinations_with_a_disk_and_crashes(
         simulation.check(simulation.simulate(seed, disk, beside=True))
 
 
-def test_a_seed_replays_exactly() -> None:
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), beside=st.booleans(), has_disk=st.booleans())
+@example(seed=0, beside=False, has_disk=False)
+@example(seed=0, beside=False, has_disk=True)
+@example(seed=0, beside=True, has_disk=True)
+def test_the_promises_hold_over_otlp(seed: int, *, beside: bool, has_disk: bool) -> None:
+    """With a disk and crashes or without, for the endpoint or a second destination: all that
+    holds elsewhere, and whatever is sent again is the same spans.
+    """
+    with tempfile.TemporaryDirectory(dir=simulation.SHARED_MEMORY) as directory:
+        disk = pathlib.Path(directory) / "spool" if has_disk else None
+        wire = simulation.WIRES["otlp"]
+        simulation.check(simulation.simulate(seed, disk, beside=beside, wire=wire))
+
+
+@pytest.mark.parametrize("wire", simulation.WIRES)
+def test_a_seed_replays_exactly(wire: str) -> None:
     """The same world twice: the same attempts, the same fates."""
 
     def run() -> object:
         with tempfile.TemporaryDirectory(dir=simulation.SHARED_MEMORY) as directory:
-            world = simulation.simulate(12345, pathlib.Path(directory) / "spool")
+            disk = pathlib.Path(directory) / "spool"
+            world = simulation.simulate(12345, disk, wire=simulation.WIRES[wire])
         return world.endpoint.attempts, [s.statistics() for s in world.sessions]
 
     assert run() == run()
 
 
-def test_the_worlds_are_not_all_alike() -> None:
+@pytest.mark.parametrize("wire", simulation.WIRES)
+def test_the_worlds_are_not_all_alike(wire: str) -> None:
     """Across a few seeds there are deliveries, retries, crashes and drops of most reasons."""
     reasons: set[str] = set()
     delivered = retries = checked = safe = 0
     for seed in range(60):
         with tempfile.TemporaryDirectory(dir=simulation.SHARED_MEMORY) as directory:
             disk = pathlib.Path(directory) / "spool"
-            for world in (simulation.simulate(seed), simulation.simulate(seed, disk)):
+            for place in (None, disk):
+                world = simulation.simulate(seed, place, wire=simulation.WIRES[wire])
                 checked += world.checked
                 safe += len(world.safe)
                 for session in world.sessions:
@@ -116,5 +136,29 @@ def test_a_world_that_breaks_a_promise_is_told_with_its_seed() -> None:
 
     world.endpoint.taken.clear()
 
+    with pytest.raises(AssertionError):
+        simulation.check(world)
+
+
+def test_spans_that_are_made_anew_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: another id at each attempt is found out."""
+    numbers = itertools.count(1)
+    monkeypatch.setattr(
+        "trimaran.otlp.spans._Mapping._id_of", lambda *_given: f"{next(numbers):016x}"
+    )
+    worlds = [simulation.simulate(seed, wire=simulation.WIRES["otlp"]) for seed in range(20)]
+
+    assert {wrong for world in worlds for wrong in world.endpoint.wrong} >= {
+        "an event is another's span",
+        "one key, two batches",
+    }
+
+
+def test_spans_that_are_taken_for_others_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: one id for all spans is found out."""
+    monkeypatch.setattr("trimaran.otlp.spans._Mapping._id_of", lambda *_given: "1" * 16)
+    world = simulation.simulate(5, wire=simulation.WIRES["otlp"])
+
+    assert "one id, two spans" in world.endpoint.wrong
     with pytest.raises(AssertionError):
         simulation.check(world)
