@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from typing import Literal, TypeAlias
 
 import msgspec
 import trio
@@ -18,8 +19,13 @@ import trio
 import trimaran
 import trimaran._transport.http  # the first attempt is not to wait for it
 from patience import PATIENCE
+from trimaran.langfuse import langfuse_transport
+from trimaran.otlp import OtlpTransport
 
-__all__ = ["EVENTS", "Orders", "Report"]
+__all__ = ["EVENTS", "Orders", "Report", "Wire"]
+
+Wire: TypeAlias = Literal["origin", "otlp", "langfuse"]
+"""How batches go out."""
 
 APP = "faults"
 EVENTS = 12
@@ -38,6 +44,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens of its account, one more at each refresh; None has no account."""
     large: int = 0
     """Characters in a further event of the second batch."""
+    wire: Wire = "origin"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +76,25 @@ class Login:
         return next(self._tokens, None)
 
 
+def transport_over(wire: Wire) -> trimaran.Transport | None:
+    """What a host gives to a telemetry, by the variables of that wire."""
+    match wire:
+        case "origin":
+            return None
+        case "otlp":
+            return OtlpTransport()
+        case "langfuse":
+            return langfuse_transport()
+
+
 async def work(orders: Orders) -> Report:
     """Track two batches, leave."""
     account = None if orders.tokens is None else Login(orders.tokens)
     leaving = 0.0
-    async with trimaran.open_telemetry(APP, account=account, settings=orders.settings) as telemetry:
+    transport = transport_over(orders.wire)
+    async with trimaran.open_telemetry(
+        APP, account=account, settings=orders.settings, transport=transport
+    ) as telemetry:
         async with telemetry.session(project_id="p", agent="faults") as session:
             for number in range(5):
                 session.command(f"first {number}")
@@ -87,6 +108,8 @@ async def work(orders: Orders) -> Report:
                 session.command("x " * (orders.large // 2))
         leaving = time.monotonic()
     left = time.monotonic()
+    if transport is not None:
+        await transport.aclose()
     books = session.statistics()
     return Report(
         tracked=books.tracked,

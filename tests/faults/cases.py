@@ -12,7 +12,7 @@ from typing import Any
 
 from patience import PATIENCE
 
-from .agent import EVENTS
+from .agent import EVENTS, Wire
 
 __all__ = ["CASES", "DRAIN_TIMEOUT", "SETTINGS", "Case", "patient"]
 
@@ -63,6 +63,9 @@ class Case:
     """The fault that stands between."""
     environ: Mapping[str, str] = field(default_factory=dict)
     """Further variables of the agent's environment."""
+    wire: Wire = "origin"
+    says: str = ""
+    """What the agent's log has of it."""
     is_trusting: bool = True
     """Whether the agent is told of the authority that the server's certificate is from."""
 

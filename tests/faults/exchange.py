@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import trio
 
+from .otlp import CONTENT_TYPE, spans_in
+
 __all__ = ["Connection", "Request", "Tally", "raw_answer"]
 
 Headers = Iterable[tuple[str, str]]
@@ -30,7 +32,8 @@ class Tally:
     times: list[float] = field(default_factory=list)
     """When each of them was whole, in seconds of a monotonic clock."""
     taken: dict[str, int] = field(default_factory=dict)
-    """By idempotency key, how many events were answered with success, loss reports left out."""
+    """By idempotency key, or by span, how many events were answered with success, loss reports
+    left out."""
     tokens: list[str] = field(default_factory=list)
     """The ``Authorization`` of each request."""
     versions: list[str] = field(default_factory=list)
@@ -43,8 +46,12 @@ class Tally:
         self.tokens.append(headers.get("authorization", ""))
         self.versions.append(version)
 
-    def take(self, headers: dict[str, str], body: bytes) -> None:
-        """Its events are stored, once for each key."""
+    def take(self, headers: dict[str, str], body: bytes, *, but: int = 0) -> None:
+        """Its events are stored, once for each key; *but* for so many spans, the last ones."""
+        if headers.get("content-type") == CONTENT_TYPE:
+            spans = spans_in(headers, body)
+            self.taken |= dict.fromkeys(spans[: max(0, len(spans) - but)], 1)
+            return
         events = json.loads(body)["events"]
         own = [event for event in events if event.get("context") != "telemetry"]
         self.taken[headers["idempotency-key"]] = len(own)
@@ -90,9 +97,9 @@ class Connection:
         self.tally.count(headers, line.rsplit("/", 1)[-1])
         return Request(headers, body)
 
-    def take(self, request: Request) -> None:
-        """Store its events."""
-        self.tally.take(request.headers, request.body)
+    def take(self, request: Request, *, but: int = 0) -> None:
+        """Store its events; *but* for so many spans."""
+        self.tally.take(request.headers, request.body, but=but)
 
     async def answer(
         self, request: Request, status: int, headers: Headers = (), body: bytes = b""

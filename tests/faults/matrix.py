@@ -97,9 +97,17 @@ def _proxy_of(case: Case) -> str:
 
 async def _run_agent(case: Case, server: FaultyServer) -> Ran:
     """Let an agent loose."""
-    variables = {"FAULTS_TELEMETRY_URL": server.url(case.name, scheme=case.scheme, host=case.host)}
+    url = server.url(case.name, scheme=case.scheme, host=case.host)
+    variables = {
+        "FAULTS_TELEMETRY_URL": url,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "LANGFUSE_BASE_URL": url,
+        "LANGFUSE_PUBLIC_KEY": "pk-lf",
+        "LANGFUSE_SECRET_KEY": "sk-lf",
+    }
     if case.is_trusting:
-        variables["SSL_CERT_FILE"] = str(server.authority)
+        trusts = "SSL_CERT_FILE" if case.wire == "origin" else "OTEL_EXPORTER_OTLP_CERTIFICATE"
+        variables[trusts] = str(server.authority)
     if case.proxy is not None:
         variables[f"{case.scheme}_proxy"] = server.url(_proxy_of(case))
     orders = Orders(
@@ -108,11 +116,12 @@ async def _run_agent(case: Case, server: FaultyServer) -> Ran:
         patience=case.patience,
         tokens=None if case.tokens is None else list(case.tokens),
         large=case.large,
+        wire=case.wire,
     )
     with trio.fail_after(LONG):
         done = await trio.run_process(
             [sys.executable, "-m", "faults.agent", msgspec.json.encode(orders).decode()],
-            env=environment(**variables, **case.environ),
+            env=environment(**{**variables, **case.environ}),
             capture_stdout=True,
             capture_stderr=True,
             check=False,

@@ -17,6 +17,7 @@ import trio
 
 from .exchange import Connection, Request, raw_answer
 from .later_agent import VERSION
+from .otlp import partly, status
 
 __all__ = ["Fault"]
 
@@ -88,6 +89,37 @@ async def has_a_limit(connection: Connection) -> None:
     """Refuse what is too large."""
     while request := await connection.request():
         await connection.answer(request, 413 if len(request.body) > MOST_BYTES else 200)
+
+
+async def wants_langfuse_keys(connection: Connection) -> None:
+    """Refuse whoever does not come with them, and with the version that Langfuse wants."""
+    while request := await connection.request():
+        is_known = request.headers.get("authorization") == "Basic cGstbGY6c2stbGY="  # pk-lf:sk-lf
+        is_current = request.headers.get("x-langfuse-ingestion-version") == "4"
+        await connection.answer(request, 200 if is_known and is_current else 401)
+
+
+def refuses_spans(count: int, told: int) -> Fault:
+    """Take a request of OTLP but for *count* spans; say that it was *told* so many."""
+
+    async def fault(connection: Connection) -> None:
+        while request := await connection.request():
+            connection.take(request, but=count)
+            await connection.stream.send_all(raw_answer(200, body=partly(told)))
+
+    return fault
+
+
+async def refuses_and_says_why(connection: Connection) -> None:
+    """As OTLP wants it said."""
+    while request := await connection.request():
+        await connection.answer(request, 400, body=status())
+
+
+async def answers_with_a_page(connection: Connection) -> None:
+    """Success, and something for a browser."""
+    while request := await connection.request():
+        await connection.answer(request, 200, body=b"<!DOCTYPE html><title>Welcome</title>")
 
 
 async def never_answers(connection: Connection) -> None:

@@ -101,7 +101,7 @@ def environment(**more: str) -> dict[str, str]:
         if name != "DO_NOT_TRACK"
         and "_TELEMETRY_" not in name
         and not name.lower().endswith("_proxy")
-        and not name.startswith("SSL_CERT_")
+        and not name.startswith(("SSL_CERT_", "OTEL_", "LANGFUSE_"))
     }
     path = os.pathsep.join(filter(None, [str(FOLDER), kept.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path, "PYTHONWARNINGS": "error", **more}
