@@ -23,12 +23,20 @@ pytestmark = pytest.mark.timeout(15 * PATIENCE)  # many processes live and die i
 
 SEEDS = range(2000, 2007)
 """Worlds in which more than twenty processes are killed; in some, several share a spool."""
+COLLECTED_SEEDS = range(3000, 3003)
+"""Fewer of them: what differs over OTLP is below the spool."""
 
 
 @pytest.fixture(scope="module")
 def over() -> tuple[list[World], Stored]:
     """Worlds that are over, and what the receiver has of all their sessions."""
     return trio.run(run_worlds, SEEDS)
+
+
+@pytest.fixture(scope="module")
+def collected() -> tuple[list[World], Stored]:
+    """Worlds over OTLP that are over, and the events whose spans a collector has."""
+    return trio.run(run_worlds, COLLECTED_SEEDS, "otlp")
 
 
 def test_what_was_safe_is_delivered_exactly_once(over: tuple[list[World], Stored]) -> None:
@@ -50,6 +58,18 @@ def test_there_was_something_to_lose(over: tuple[list[World], Stored]) -> None:
     assert 1000 < claimed <= sum(map(len, stored.values()))
     assert sum(world.survivor.delivered for world in worlds if world.survivor) > 500
     assert any(len({life.split(".")[1] for life in world.claims}) > 1 for world in worlds)
+
+
+def test_what_was_safe_is_at_a_collector_too(collected: tuple[list[World], Stored]) -> None:
+    """Over OTLP the wire has no key of a batch: what is sent again, by the next process too,
+    is the same spans, and whoever keeps each once has a session's first events, in order.
+    """
+    worlds, stored = collected
+
+    assert [fault for world in worlds for fault in faults_of(world, stored)] == []
+    assert sum(world.kills for world in worlds) >= 6
+    assert sum(sum(world.claims.values()) for world in worlds) > 50
+    assert sum(world.survivor.delivered for world in worlds if world.survivor) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``python -m kill [COUNT] [SEED]``: kill agents so many times, and see what is left.
+"""``python -m kill [COUNT] [SEED] [--wire WIRE]``: kill agents so many times, and see what is left.
 
 In: how often, and the first seed. Out: what went wrong, and numbers.
 Does not know: how it is done.
@@ -10,9 +10,11 @@ import argparse
 import os
 import sys
 import time
+from typing import get_args
 
 import trio
 
+from .agent import Wire
 from .worlds import World, faults_of, run_worlds
 
 MOST_WORLDS = 50
@@ -24,6 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kill", description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=300, help="default: %(default)s")
     parser.add_argument("seed", type=int, nargs="?", default=int.from_bytes(os.urandom(4)))
+    parser.add_argument(
+        "--wire", choices=get_args(Wire), default="origin", help="default: %(default)s"
+    )
     chosen = parser.parse_args()
     print(f"from seed {chosen.seed} on")
     begun = time.monotonic()
@@ -33,7 +38,7 @@ def main() -> int:
     while (missing := chosen.count - sum(world.kills for world in worlds)) > 0:
         first = chosen.seed + len(worlds)
         more, stored = trio.run(
-            run_worlds, range(first, first + min(missing // 3 + 1, MOST_WORLDS))
+            run_worlds, range(first, first + min(missing // 3 + 1, MOST_WORLDS)), chosen.wire
         )
         worlds += more
         arrived += sum(map(len, stored.values()))

@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -26,9 +26,14 @@ import trio
 
 import trimaran
 from trimaran._spool.keeper import in_a_thread
+from trimaran._transport import wants_spans
 from trimaran._transport.http import HttpTransport
+from trimaran.otlp import OtlpTransport
 
-__all__ = ["BEGUN", "LONG_ENOUGH", "Orders", "Survivor"]
+__all__ = ["BEGUN", "LONG_ENOUGH", "Orders", "Survivor", "Wire"]
+
+Wire: TypeAlias = Literal["origin", "otlp"]
+"""How batches go out."""
 
 BEGUN = b"begun\n"
 """What it prints before it opens its telemetry."""
@@ -54,6 +59,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     after: int = 0
     """How many times it gets there first; each request and each use of the disk has a
     moment before and one after it."""
+    wire: Wire = "origin"
     is_last: bool = False
     """Whether it does nothing but deliver what others left, and then says what that was."""
 
@@ -80,24 +86,30 @@ class Doom:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DoomedTransport:
-    """HTTP, and perhaps death before a request or after its answer."""
+def transport_over(wire: Wire) -> trimaran.Transport:
+    """One to the endpoint."""
+    return OtlpTransport() if wire == "otlp" else HttpTransport(max_connections=16)
 
-    def __init__(self, doom: Doom) -> None:
+
+class DoomedTransport:
+    """Another one, and perhaps death before a request or after its answer."""
+
+    def __init__(self, doom: Doom, inner: trimaran.Transport) -> None:
         self._doom = doom
-        self._http = HttpTransport(max_connections=16)
+        self._inner = inner
+        self.wants_spans: bool = wants_spans(inner)
 
     async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
         """One attempt."""
         self._doom.pass_by("the network")
         try:
-            return await self._http.attempt(request)
+            return await self._inner.attempt(request)
         finally:
             self._doom.pass_by("the network")
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._inner.aclose()
 
 
 def doomed_disk(doom: Doom) -> Callable[[Callable[[], Any]], Any]:
@@ -182,7 +194,7 @@ class Agent:
             trimaran.open_telemetry(
                 "kill",
                 settings=settings_of(random, self._orders.directory),
-                transport=DoomedTransport(doom),
+                transport=DoomedTransport(doom, transport_over(self._orders.wire)),
                 run_blocking=doomed_disk(doom),
                 on_problem=self._claims.hear,
             ) as telemetry,
@@ -226,8 +238,10 @@ async def survive(orders: Orders) -> None:
     settings = trimaran.Settings(
         drain_timeout=LONG_ENOUGH, spool=trimaran.Spool(directory=orders.directory), strict=True
     )
-    async with trimaran.open_telemetry("kill", settings=settings) as telemetry:
+    transport = transport_over(orders.wire)
+    async with trimaran.open_telemetry("kill", settings=settings, transport=transport) as telemetry:
         pass
+    await transport.aclose()
     left = telemetry.leftovers()
     survivor = Survivor(tracked=left.tracked, delivered=left.delivered)
     print(msgspec.json.encode(survivor).decode(), flush=True)

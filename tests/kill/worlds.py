@@ -29,13 +29,16 @@ import trio
 from faults.served import LONG, environment, line_of, rest_of
 from trimaran.receiver import Receiver, run_receiver
 
-from .agent import BEGUN, LONG_ENOUGH, Orders, Survivor
+from .agent import BEGUN, LONG_ENOUGH, Orders, Survivor, Wire
+from .collector import Collector
 from .gate import TROUBLE, WELL, Gate
 
 __all__ = ["World", "faults_of", "run_worlds"]
 
 MAX_BODY = 10_000
 """Bytes that the receiver takes, so that a full batch has to be halved."""
+MAX_SPANS = 3 * MAX_BODY
+"""Bytes of spans, which say more."""
 LONGEST_LIFE = 0.8
 """Seconds, on a machine on which a process begins in :data:`BEGINNING`."""
 LONGEST_WAIT = 3.0
@@ -49,6 +52,7 @@ class World:
     """A directory, those who share it, and what they said before they were killed."""
 
     seed: int
+    wire: Wire = "origin"
     claims: dict[str, int] = field(default_factory=dict)
     """How many events of a session, from the first, were called safe."""
     in_doubt: set[str] = field(default_factory=set)
@@ -60,7 +64,9 @@ class World:
     """Batches in the spool when all is over."""
 
 
-async def run_worlds(seeds: Iterable[int]) -> tuple[list[World], dict[str, list[str]]]:
+async def run_worlds(
+    seeds: Iterable[int], wire: Wire = "origin"
+) -> tuple[list[World], dict[str, list[str]]]:
     """Run the worlds of *seeds*, a few at a time; and what the receiver has in the end.
 
     The latter are the names of the events of each session, in order.
@@ -71,24 +77,35 @@ async def run_worlds(seeds: Iterable[int]) -> tuple[list[World], dict[str, list[
 
     async def run(seed: int, receiver: int, folder: Path) -> None:
         async with at_once:
-            world = World(seed)
+            world = World(seed, wire)
             worlds.append(world)
             await _run_world(world, receiver, folder / str(seed), processes)
 
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         database = folder / "receiver.sqlite"
+        collector = Collector(MAX_SPANS)
         async with trio.open_nursery() as outside:
-            receiver: Receiver = await outside.start(
-                partial(run_receiver, port=0, database=database, max_body=MAX_BODY)
-            )
-            port = httpx.URL(receiver.url).port
-            assert port is not None
+            if wire == "otlp":
+                await outside.start(collector.run)
+                port = collector.port
+            else:
+                port = await _receive(outside, database)
             async with trio.open_nursery() as nursery:
                 for seed in seeds:
                     nursery.start_soon(run, seed, port, folder)
             outside.cancel_scope.cancel()
-        return worlds, stored_in(database)
+        return worlds, collector.names if wire == "otlp" else stored_in(database)
+
+
+async def _receive(nursery: trio.Nursery, database: Path) -> int:
+    """Run a receiver; gives its port."""
+    receiver: Receiver = await nursery.start(
+        partial(run_receiver, port=0, database=database, max_body=MAX_BODY)
+    )
+    port = httpx.URL(receiver.url).port
+    assert port is not None
+    return port
 
 
 async def _run_world(
@@ -124,6 +141,7 @@ async def _live_and_die(world: World, life: str, seed: int, folder: Path, gate: 
         seed=seed,
         directory=str(folder / "spool"),
         claims=str(claims),
+        wire=world.wire,
         dies_at=random.choice(["any time", "any time", "the network", "the disk"]),
         after=random.choice([0, 1, 2, 3, 5, 8, 20, 50, 200]),
     )
@@ -150,7 +168,14 @@ async def _live_and_die(world: World, life: str, seed: int, folder: Path, gate: 
 
 async def _clean_up(world: World, folder: Path, gate: Gate) -> None:
     """The last life: what is left is delivered."""
-    orders = Orders(life="last", seed=0, directory=str(folder / "spool"), claims="", is_last=True)
+    orders = Orders(
+        life="last",
+        seed=0,
+        directory=str(folder / "spool"),
+        claims="",
+        wire=world.wire,
+        is_last=True,
+    )
     process = await _start(orders, gate, folder)
     with trio.fail_after(LONG_ENOUGH + LONG):
         answer = await rest_of(process)
@@ -163,10 +188,11 @@ async def _clean_up(world: World, folder: Path, gate: Gate) -> None:
 
 
 async def _start(orders: Orders, gate: Gate, folder: Path) -> trio.Process:
+    url = f"http://127.0.0.1:{gate.port}"
     with (folder / f"{orders.life}.stderr").open("wb") as stderr:
         return await trio.lowlevel.open_process(
             [sys.executable, "-m", "kill.agent", msgspec.json.encode(orders).decode()],
-            env=environment(KILL_TELEMETRY_URL=f"http://127.0.0.1:{gate.port}"),
+            env=environment(KILL_TELEMETRY_URL=url, OTEL_EXPORTER_OTLP_ENDPOINT=url),
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
