@@ -8,12 +8,15 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import httpx
 import pytest
 
 import trimaran
 from patience import PATIENCE
 from trimaran.cli.serve import cannot_listen
+from trimaran.cli.serve_place import Place, place_of
+from trimaran.otlp import MLFLOW
 
 if TYPE_CHECKING:
     from cli.conftest import Command, Running
@@ -121,7 +124,8 @@ async def test_says_why_it_cannot_begin(
         (["--store", "t.sqlite"], "--store takes clickhouse+http://[USER:PASSWORD@]HOST:PORT/"),
         (["--database", "t", "--spool", "s"], "--spool and --spool-bytes go with --forward"),
         (["--database", "t", "--spool-bytes", "1"], "--spool and --spool-bytes go with --forward"),
-        (["--forward", "http://h:4318", "--spool", "s"], "--forward takes otlp+http://HOST:PORT"),
+        (["--forward", "http://h:4318", "--spool", "s"], "--forward: it does not say what"),
+        (["--forward", "otlp+http://h:0", "--spool", "s"], "has a port that is no number from"),
         (["--forward", "otlp+http://h:4318"], "add --spool DIR"),
         (["--forward", "otlp+http://u:secret@h", "--spool", "s"], "carries a user name or passw"),
     ],
@@ -171,3 +175,25 @@ async def test_a_variable_says_where_the_store_is(command: Command) -> None:
 def test_says_why_it_cannot_listen(error: OSError, message: str) -> None:
     """Also where a test cannot bring it about."""
     assert cannot_listen("localhost", 80, error) == message
+
+
+def test_what_forwards_reads_variables_as_every_command_does() -> None:
+    """What is wrong with one is said at the start; who names an experiment sends to MLflow."""
+    headers = "OTEL_EXPORTER_OTLP_HEADERS"
+
+    def forwarded(**environ: str) -> Place:
+        return place_of(
+            environ,
+            database=None,
+            store=None,
+            forward="otlp+http://h",
+            spool="s",
+            spool_bytes=None,
+        )
+
+    with pytest.raises(click.UsageError, match=f"--forward: {headers}: a part is not name=value"):
+        forwarded(**{headers: "secret"})
+    place = forwarded(**{headers: "x-mlflow-experiment-id=0"})
+    assert place.forward is not None
+    assert place.forward.settings.dialect is MLFLOW
+    assert place.forward.settings.service_name == ""

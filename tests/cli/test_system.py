@@ -80,6 +80,19 @@ def test_what_variables_say_besides() -> None:
     assert settings.service_name == "theirs"
 
 
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs"}, "theirs"),
+        ({"OTEL_SERVICE_NAME": " "}, "mine"),
+        ({}, "mine"),
+    ],
+)
+def test_a_variable_names_the_service(environ: dict[str, str], name: str) -> None:
+    """Whichever of the two it is; the app does, where none says anything."""
+    assert system_of("otlp+http://h", environ, app="mine").settings.service_name == name
+
+
 def test_who_names_an_experiment_sends_to_mlflow() -> None:
     """It is spoken to in its own words, and its page is known."""
     environ = {f"{OTLP}_HEADERS": "X-MLflow-Experiment-Id=7"}

@@ -1,4 +1,4 @@
-"""Where ``--to`` leads: the one place that reads such an address.
+"""Where ``--to`` and ``--forward`` lead: the one place that reads such an address.
 
 In: the words of a person, an environment mapping. Out: a :class:`System`, and the
 transport to it for the length of a block.
@@ -75,7 +75,13 @@ def system_of(text: str, environ: Mapping[str, str], *, app: str) -> System:
         ValueError: nothing that can be sent to; what is wrong, and what to do. It quotes
             neither the address nor a variable: there may be a key in them.
     """
-    environ = {"OTEL_SERVICE_NAME": app, **environ}
+    system = _read(text, environ)
+    if not system.settings.service_name:
+        system = replace(system, settings=replace(system.settings, service_name=app))
+    return system
+
+
+def _read(text: str, environ: Mapping[str, str]) -> System:
     scheme, colon, rest = text.strip().partition("://")
     match scheme.lower(), colon:
         case "langfuse", "":

@@ -22,8 +22,6 @@ __all__ = ["STORE_VARIABLE", "Place", "place_of", "place_options"]
 STORE_VARIABLE = "TRIMARAN_STORE"
 """Says what ``--store`` says, where a password is not to stand on a command line."""
 
-_FORWARDS = ("otlp+http://", "otlp+https://")
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -58,8 +56,8 @@ def place_options(function: _Function) -> _Function:
                 "--forward",
                 metavar="URL",
                 help="Pass everything on as spans instead, to what takes OTLP: "
-                "otlp+http://HOST:4318, or otlp+https. The variables OTEL_EXPORTER_OTLP_* say "
-                "how.",
+                "otlp+http://HOST:4318, or otlp+https; or otlp or langfuse, as with --to of "
+                '"status". The variables OTEL_EXPORTER_OTLP_* say how.',
             ),
             click.option(
                 "--spool",
@@ -120,16 +118,15 @@ def place_of(
 def _forwarding(
     environ: Mapping[str, str], url: str, spool: str | None, spool_bytes: int | None
 ) -> Place:
-    from trimaran.otlp import OtlpSettings  # noqa: PLC0415 - only here, and not at once
+    from trimaran.cli._system import system_of  # noqa: PLC0415 - only here, and not at once
     from trimaran.receiver import Forward  # noqa: PLC0415 - an extra of its own
     from trimaran.receiver.forward import SPOOL_BYTES  # noqa: PLC0415 - as above
 
-    if not url.startswith(_FORWARDS):
-        raise click.UsageError("--forward takes otlp+http://HOST:PORT, or otlp+https")
     if not spool:
         raise click.UsageError("--forward needs a directory where events wait; add --spool DIR")
     try:
-        settings = OtlpSettings.from_environ(environ, endpoint=url.removeprefix("otlp+"))
+        # Each event's own app is the service, if no variable names one.
+        settings = system_of(url, environ, app="").settings
     except ValueError as error:
         raise click.UsageError(f"--forward: {error}") from None
     return Place(
