@@ -1,24 +1,19 @@
 """What was recorded, beside what a system shows of it.
 
-In: a telemetry's transport, spans as they were read. Out: a failure where they differ.
+In: what a transport sent, spans as they were read. Out: a failure where they differ.
 Does not know: which system it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
-import trimaran
+from otlp.recorder import Recorder
 from otlp.systems import ReadSpan
-from patience import PATIENCE
 from trimaran._trace import trace_of
-from trimaran.otlp import OtlpSettings, OtlpTransport
 
-__all__ = ["MS", "Recorder", "check", "recording"]
+__all__ = ["MS", "check"]
 
 MS = 1_000_000
 """Nanoseconds."""
@@ -35,52 +30,6 @@ NAMES = {
     "deployment": ("deployment", ""),
 }
 CLIENTS = {"generation", "bridge_call"}
-
-
-class Recorder:
-    """A transport that keeps what it passes on."""
-
-    wants_spans = True
-
-    def __init__(self, inner: OtlpTransport, *, roots: set[str]) -> None:
-        self._inner = inner
-        self.roots: set[str] = roots
-        """Types of events that are their session's root."""
-        self.requests: list[trimaran.Request] = []
-
-    async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
-        """Pass it on."""
-        self.requests.append(request)
-        return await self._inner.attempt(request)
-
-    async def aclose(self) -> None:
-        """Close the inner one."""
-        await self._inner.aclose()
-
-    def events(self) -> list[dict[str, Any]]:
-        """What was sent, as it was recorded."""
-        bodies = [msgspec.json.decode(request.body) for request in self.requests]
-        return [event for body in bodies for event in body["events"]]
-
-
-@asynccontextmanager
-async def recording(
-    url: str, **settings: Any
-) -> AsyncIterator[tuple[trimaran.Telemetry, Recorder]]:
-    """Telemetry that delivers to *url*, with time enough to do so."""
-    transport = OtlpTransport(OtlpSettings.from_environ({}, endpoint=url, **settings))
-    is_open = settings.get("open_root") or settings.get("signal") == "logs"
-    roots = {"session_start", "session_end"} if is_open else {"session_end"}
-    recorder = Recorder(transport, roots=roots)
-    async with trimaran.open_telemetry(
-        "test",
-        version="0.5.7",
-        environ={"TEST_TELEMETRY_URL": url},
-        transport=recorder,
-        settings=trimaran.Settings(drain_timeout=PATIENCE),
-    ) as telemetry:
-        yield telemetry, recorder
-    await recorder.aclose()
 
 
 def check(spans: Sequence[ReadSpan], recorder: Recorder) -> None:

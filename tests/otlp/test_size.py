@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from otlp.comparing import check, recording
+from otlp.comparing import check
 from otlp.large import EVENTS_OF_MANY, LONG, MANY, NAMES_OF_CHILDREN, large, names_of
 from otlp.nested import tree_of
+from otlp.recorder import recording
 from otlp.sink import Sink
 from otlp.systems import TestAgent, running_collector
 from patience import PATIENCE

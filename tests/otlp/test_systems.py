@@ -9,8 +9,9 @@ import pytest
 import trio
 
 import trimaran
-from otlp.comparing import MS, check, recording
+from otlp.comparing import MS, check
 from otlp.conftest import COLLECTED
+from otlp.recorder import recording
 from otlp.systems import TOKEN, ReadSpan, TestAgent
 from patience import PATIENCE
 from trimaran._trace import trace_of

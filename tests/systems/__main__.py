@@ -22,6 +22,7 @@ import trio
 
 import trimaran
 from systems.servers import mlflow, phoenix
+from systems.size import check_mlflow_size, check_phoenix_size
 from trimaran._trace import trace_of
 from trimaran.otlp import MLFLOW, OtlpSettings, OtlpTransport
 
@@ -259,8 +260,10 @@ def main() -> None:
     chosen = parser.parse_args()
     with mlflow(chosen.mlflow) as url:
         trio.run(check_mlflow, url)
+        trio.run(check_mlflow_size, url)
     with phoenix(chosen.phoenix) as url:
         trio.run(check_phoenix, url)
+        trio.run(check_phoenix_size, url)
     with phoenix(chosen.phoenix, PHOENIX_MAX_SPANS_QUEUE_SIZE="50") as url:
         trio.run(check_phoenix_full, url)
     secret = "A-secret-of-32-characters-with-a-1"
