@@ -128,6 +128,8 @@ def running_collector(agent: TestAgent, token: str, *, http: int | None = None) 
     command += ["--exporter", "otlp", "--otlp-exporter-protocol", "http"]
     command += ["--otlp-exporter-endpoint", agent.url]
     command += ["--otlp-exporter-custom-headers", f"{TOKEN}={token}"]
+    # Spans: what it splits off of a larger batch goes on without its resource.
+    command += ["--batch-max-size", "65536"]
     with running(command, http):
         yield f"http://127.0.0.1:{http}"
 
