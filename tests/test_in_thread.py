@@ -754,6 +754,33 @@ def test_code_of_the_host_that_hangs_in_the_thread_holds_up_nobody(
     assert "telemetry thread did not end" in printed.out + printed.err
 
 
+def test_a_session_that_the_thread_does_not_open_does_nothing_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code of the host's that hangs there costs what is recorded meanwhile, and a line."""
+    monkeypatch.setattr("trimaran._in_thread.ENTERING_PATIENCE", 0.05)
+    hangs, let_go = threading.Event(), threading.Event()
+
+    def hang(_dropped: trimaran.Dropped) -> None:
+        hangs.set()
+        let_go.wait(PATIENCE)
+
+    try:
+        with opened(Capture(), settings=SHORT, on_drop=hang) as telemetry:
+            with telemetry.session() as session:
+                session.track("no event")  # type: ignore[arg-type]
+                assert hangs.wait(PATIENCE)
+                with telemetry.session() as unopened:
+                    unopened.track(COMMAND)
+                    assert (unopened.id, trimaran.current_session().id) == ("", "")
+            let_go.set()
+    finally:
+        let_go.set()
+
+    printed = capsys.readouterr()
+    assert "telemetry session not opened" in printed.out + printed.err
+
+
 def test_code_in_the_loop_itself_never_waits_for_it() -> None:
     """A hook may use the telemetry; what would have to wait there does nothing."""
     told: list[object] = []

@@ -53,6 +53,7 @@ class ThreadTelemetry:
     def __init__(self, telemetry: Telemetry, loop: BlockInThread[Telemetry] | None) -> None:
         self._telemetry = telemetry
         self._loop = loop
+        self._diagnostics = Diagnostics(time.monotonic)
 
     def __repr__(self) -> str:
         return repr(self._telemetry)
@@ -90,7 +91,8 @@ class ThreadTelemetry:
         Inside, :func:`current_session` gives it too, also in asyncio tasks started there,
         and in threads that run in a copy of the context, as ``asyncio.to_thread`` does.
 
-        Once the telemetry has ended, the session does nothing.
+        Once the telemetry has ended, the session does nothing; nor where the telemetry's
+        thread is held up for seconds, by a hook of the host's say, which is logged.
         """
         if self._loop is None:
             with entered_from_afar(OPTED_OUT if self.decision.is_opt_out else SILENT) as session:
@@ -107,11 +109,11 @@ class ThreadTelemetry:
             traceparent=traceparent,
             announce=announce,
         )
-        with (
-            self._loop.held(opened, entering=ENTERING_PATIENCE, leaving=ANSWER_GRACE) as live,
-            entered_from_afar(SILENT if live is None else live, self._loop) as session,
-        ):
-            yield session
+        with self._loop.held(opened, entering=ENTERING_PATIENCE, leaving=ANSWER_GRACE) as live:
+            if live is None and not (self._loop.has_ended or self._loop.is_own_thread):
+                self._diagnostics.warn("telemetry session not opened")
+            with entered_from_afar(SILENT if live is None else live, self._loop) as session:
+                yield session
 
     def close(self) -> None:
         """End all sessions, and drain: what leaving the block does, which then finds it done.
