@@ -240,7 +240,10 @@ async def test_what_is_masked_is_masked_for_all(autojump_clock: trio.testing.Moc
         value: object = None
 
     first, other = Capture(), Capture()
-    async with opened(first, other) as telemetry, telemetry.session() as session:
+    async with (
+        opened(first, other, wall_clock=lambda: 1_700_000_000.0) as telemetry,  # in the reports
+        telemetry.session() as session,
+    ):
         session.error(ValueError("password=hunter2"))
         session.track(Odd(value={1, 2}))
         session.track(None)  # type: ignore[arg-type]
