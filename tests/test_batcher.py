@@ -16,8 +16,8 @@ from trimaran import DropReason, Settings
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import Backlog, Bundle, batch_events, loss_reports
 from trimaran._pipeline.encoder import encode_fast
+from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.ledger import Ledger
-from trimaran._pipeline.mailbox import Chunk, Entry, Flush
 from trimaran._pipeline.wire import Context
 
 NOW = 1_800_000_000.25

@@ -17,7 +17,7 @@ from trimaran import DropReason, ErrorEvent, Generation, SessionEnd, Tokens, Too
 from trimaran._events import BUILT_IN_EVENTS
 from trimaran._pipeline.collector import ToolSequence, Totals, collect
 from trimaran._pipeline.encoder import encode_fast
-from trimaran._pipeline.mailbox import Chunk, Entry, Flush
+from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.redact import Redactor
 
 SECRET = "ghp_" + "aB3" * 12

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from trimaran import Command, DropReason, ErrorEvent, Event, SessionEnd, Settings
 from trimaran._pipeline.encoder import encode_fast
+from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.fan_out import Branch, FanOut
 from trimaran._pipeline.ledger import Ledger
-from trimaran._pipeline.mailbox import Chunk, Entry, Flush, MemoryBudget
+from trimaran._pipeline.memory import MemoryBudget
 
 
 class Parting:

@@ -14,7 +14,8 @@ from patience import PATIENCE
 from trimaran import DropReason, Settings
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import Ledger
-from trimaran._pipeline.mailbox import Mailbox, MemoryBudget
+from trimaran._pipeline.mailbox import Mailbox
+from trimaran._pipeline.memory import MemoryBudget
 
 THREADS = 8
 EACH = 2000

@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 
 import trimaran
 from trimaran import DropReason, ErrorEvent, Settings, ToolCall
+from trimaran._pipeline.entry import ENTRY_OVERHEAD, ERROR_TEXT_WINDOW, MOST_MILLISECONDS, Chunk
 from trimaran._pipeline.ledger import Ledger
-from trimaran._pipeline.mailbox import (
-    ENTRY_OVERHEAD,
-    ERROR_TEXT_WINDOW,
-    MOST_MILLISECONDS,
-    Chunk,
-    Mailbox,
-    MemoryBudget,
-)
+from trimaran._pipeline.mailbox import Mailbox
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._settings import MailboxPolicy
 from trimaran.testing import Capture
 

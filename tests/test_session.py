@@ -17,7 +17,7 @@ import trimaran
 from patience import PATIENCE
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import Bundle
-from trimaran._pipeline.mailbox import Chunk
+from trimaran._pipeline.entry import Chunk
 from trimaran.testing import Capture
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from patience import PATIENCE, untraced
 from plain_server import PlainEndpoint, healthy
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import Ledger
-from trimaran._pipeline.mailbox import Mailbox, MemoryBudget
+from trimaran._pipeline.mailbox import Mailbox
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran.testing import Capture
 
 THREADS = 8

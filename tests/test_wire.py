@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from trimaran import Command
 from trimaran._pipeline.encoder import encode
-from trimaran._pipeline.mailbox import MOST_MILLISECONDS
+from trimaran._pipeline.entry import MOST_MILLISECONDS
 from trimaran._pipeline.wire import (
     Context,
     Stamper,

@@ -18,7 +18,7 @@ from trimaran._endpoint.through_parent import ThroughParent
 from trimaran._endpoint.token import is_usable_token
 from trimaran._environment import Parent
 from trimaran._pipeline.encoder import jsonable
-from trimaran._pipeline.mailbox import MemoryBudget
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._routes import (
     Host,
     consent_of,

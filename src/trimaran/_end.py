@@ -17,9 +17,10 @@ from trimaran._current import current
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import MOST_TOGETHER, Batch
 from trimaran._pipeline.batcher import batch_events
+from trimaran._pipeline.entry import Chunk, Entry
 from trimaran._pipeline.fan_out import Branch
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._pipeline.mailbox import Chunk, Entry, Mailbox
+from trimaran._pipeline.mailbox import Mailbox
 from trimaran._pipeline.members import Members
 from trimaran._pipeline.sender import Sender
 from trimaran._pipeline.spooler import MOST_WAITING, spool_batches

@@ -18,9 +18,10 @@ from trio.abc import ReceiveChannel, SendChannel
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._end import End
+from trimaran._pipeline.entry import Chunk
 from trimaran._pipeline.fan_out import Branch, FanOut
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics, books_past
-from trimaran._pipeline.mailbox import Chunk, Mailbox
+from trimaran._pipeline.mailbox import Mailbox
 from trimaran._pipeline.members import Members
 from trimaran._pipeline.wire import Context
 from trimaran._shared import Shared

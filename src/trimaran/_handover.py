@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from trimaran._environment import PROTOCOL
 from trimaran._events import BUILT_IN_EVENTS, UNSET, BuiltInEvent, Event, ToolCall, read_back
 from trimaran._host_events import HostEvents, UnusableEvent
-from trimaran._pipeline.mailbox import MOST_MILLISECONDS
+from trimaran._pipeline.entry import MOST_MILLISECONDS
 from trimaran._spans import Place, span_number
 
 __all__ = ["Unreadable", "child_of", "frame_of", "key_and_body", "places_in", "tracked_events"]

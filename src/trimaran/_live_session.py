@@ -27,10 +27,12 @@ from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
 from trimaran._pipeline.collector import ToolSequence, collect
+from trimaran._pipeline.entry import Entry
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
-from trimaran._pipeline.mailbox import Entry, Mailbox, MemoryBudget
+from trimaran._pipeline.mailbox import Mailbox
 from trimaran._pipeline.members import Members, OfSession
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._pipeline.redact import Redactor, mask_text
 from trimaran._pipeline.wire import LONGEST_PARENT, Context
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure

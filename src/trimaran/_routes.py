@@ -23,7 +23,7 @@ from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.outages import Outages
 from trimaran._endpoint.token import TokenKeeper, Tokens
 from trimaran._hooks import Hooks
-from trimaran._pipeline.mailbox import MemoryBudget
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._settings import Settings, Spool
 from trimaran._shared import Route
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread

@@ -18,7 +18,7 @@ from trimaran._endpoint import WayOut
 from trimaran._endpoint.outages import Outages
 from trimaran._environment import PROTOCOL, Parent
 from trimaran._hooks import Hooks
-from trimaran._pipeline.mailbox import MemoryBudget
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
 from trimaran._transport import Request

@@ -14,8 +14,8 @@ import trio
 from msgspec.structs import replace
 
 from trimaran._pipeline import wire
+from trimaran._pipeline.entry import Flush
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._pipeline.mailbox import Flush
 
 __all__ = ["MOST_TOGETHER", "Batch", "KeptBatch", "ready"]
 

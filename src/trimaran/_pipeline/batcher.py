@@ -20,8 +20,8 @@ from trio.abc import ReceiveChannel, SendChannel
 from trimaran._events import ErrorEvent, Event
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.encoder import EncodeError, encode
+from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._pipeline.mailbox import Chunk, Entry, Flush
 from trimaran._pipeline.members import Members
 from trimaran._pipeline.wire import Context, Stamper, body, stamped
 from trimaran._settings import Settings

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from trio.abc import ReceiveChannel, SendChannel
 
 from trimaran._events import Event, Generation, SessionEnd, Tokens, ToolCall, tool_type_of
+from trimaran._pipeline.entry import Chunk, Entry
 from trimaran._pipeline.ledger import DropReason
-from trimaran._pipeline.mailbox import Chunk, Entry
 from trimaran._pipeline.redact import Redactor
 
 __all__ = ["ToolSequence", "Totals", "collect"]

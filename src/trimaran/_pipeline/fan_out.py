@@ -17,8 +17,10 @@ from msgspec.structs import replace
 
 from trimaran._events import SessionEnd
 from trimaran._pipeline.encoder import encode_fast
+from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._pipeline.mailbox import Chunk, Entry, Flush, Mailbox, MemoryBudget
+from trimaran._pipeline.mailbox import Mailbox
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._settings import Settings
 
 __all__ = ["Branch", "FanOut"]

@@ -11,38 +11,28 @@ exact size for the bound on memory, and keeps what the event said at that moment
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-import msgspec
 import trio
 
-from trimaran._events import Event
+from trimaran._events import UNSET, Event
 from trimaran._pipeline.encoder import encode_fast
+from trimaran._pipeline.entry import (
+    ENTRY_OVERHEAD,
+    PLACE_BYTES,
+    Chunk,
+    Entry,
+    Flush,
+    shortened,
+    unstamped,
+)
 from trimaran._pipeline.ledger import DropReason, Ledger
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._pipeline.size import rough_size
 from trimaran._settings import Settings
 from trimaran._spans import Place
 
-UNSET = msgspec.UNSET
-
-__all__ = ["Chunk", "Entry", "Flush", "Mailbox", "MemoryBudget"]
-
-ENTRY_OVERHEAD = 500
-"""Bytes that an event takes beside its encoded form while it waits: the object, the
-strings that are its own, the entry. For a tool call with an id of its own, tracemalloc
-counts 493 on CPython 3.11."""
-
-_PLACE_BYTES = 160
-"""Bytes that an event's place among the spans takes, where it has one of its own."""
-
-ERROR_TEXT_WINDOW = 4096
-"""Characters of an error's text that are kept of an event that is too large. It is cut
-at 500 in the end, after masking; the rest is there so that no secret is cut in half."""
-
-MOST_MILLISECONDS = 1 << 51
-"""A timestamp past this is no time; it is 71,000 years, and up to it a count of milliseconds
-can be turned to seconds and back."""
+__all__ = ["Mailbox"]
 
 _CHUNK = 200
 """Entries handed on at once at most, so that the collector lets others run."""
@@ -51,126 +41,6 @@ _MOST_AHEAD = 2 * _CHUNK
 """Entries that may wait when one comes that can wait for its room. The rest of the room is
 for those that cannot; and what comes to wait for no longer than that is still in the
 processor's cache when its turn comes, which saves an eighth of the whole work."""
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An event that waits.
-
-    The garbage collector does not look at it, which is cheaper for all that wait: a
-    cycle that leads through the pipeline is broken when the session ends.
-    """
-
-    number: int
-    """Counts what went into this mailbox from 1; the order across its two queues."""
-    time: float
-    """When it was tracked, in seconds since the epoch."""
-    event: Event
-    encoded: bytes | None
-    """The event as JSON; None when it has no plain JSON form."""
-    size: int
-    """Bytes that it is charged with."""
-    place: Place | None = None
-    """Which span it is, and below which; None for what follows from its number, below all."""
-
-
-class Flush:
-    """A mark in the stream: reached when everything before it has its fate."""
-
-    __slots__ = ("_reached", "number")
-
-    def __init__(self, number: int) -> None:
-        self.number: int = number
-        """The last entry before it."""
-        self._reached = trio.Event()
-
-    def reach(self) -> None:
-        """Wake who waits. May be called again."""
-        self._reached.set()
-
-    @property
-    def is_reached(self) -> bool:
-        """Whether everything before it has its fate."""
-        return self._reached.is_set()
-
-    async def wait(self) -> None:
-        """Wait until it is reached; a cancel leaves it in the stream."""
-        await self._reached.wait()
-
-
-class Chunk(NamedTuple):
-    """Entries in order, and the marks that stand behind them."""
-
-    entries: list[Entry]
-    flushes: Sequence[Flush] = ()
-
-
-class MemoryBudget:
-    """Bytes that all sessions of a telemetry hold together.
-
-    When there is no room, the session that holds most sheds first, or one that holds
-    nearly as much. Only what waits in a mailbox can be shed, so no session hands on
-    more than its share once half of the memory is on its way: a quiet session loses
-    nothing to a loud one.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit: int = limit
-        self.used: int = 0
-        self.downstream: int = 0
-        """How much of it was handed on, and cannot be shed any more."""
-        # Dicts for their order, which a run with the same seeds repeats.
-        self._mailboxes: dict[Mailbox, None] = {}
-        self._heaviest: Mailbox | None = None
-        self._starved: dict[Mailbox, None] = {}
-
-    def join(self, mailbox: Mailbox) -> None:
-        """*mailbox* holds bytes from now on."""
-        self._mailboxes[mailbox] = None
-
-    def leave(self, mailbox: Mailbox) -> None:
-        """*mailbox* has ended and holds nothing any more."""
-        self._mailboxes.pop(mailbox, None)
-        self._starved.pop(mailbox, None)
-        if self._heaviest is mailbox:
-            self._heaviest = None
-
-    def release(self, size: int) -> None:
-        """*size* bytes are free again."""
-        self.used -= size
-        if self._starved:
-            starved, self._starved = self._starved, {}
-            for mailbox in starved:
-                mailbox.room_may_have_come()
-
-    def await_room(self, mailbox: Mailbox) -> None:
-        """Tell *mailbox* when bytes are freed."""
-        self._starved[mailbox] = None
-
-    def heaviest(self) -> Mailbox | None:
-        """The session to shed from; None when no mailbox holds anything.
-
-        It is looked for again only when the last one is down to three quarters of an even
-        share, so that a long overload does not cost a walk over all sessions for each event.
-        """
-        heaviest = self._heaviest
-        waiting = self.used - self.downstream
-        if heaviest is None or 4 * heaviest.held * len(self._mailboxes) <= 3 * waiting:
-            heaviest = max(self._mailboxes, key=_held, default=None)
-            self._heaviest = heaviest
-        return heaviest if heaviest is not None and heaviest.held > 0 else None
-
-    def is_crowded_by(self, downstream: int) -> bool:
-        """Whether a session that has handed on so many bytes must not hand on more.
-
-        One that has handed on nothing may always go on, and whoever may not has a batch on
-        its way, so that it looks again when that has its fate.
-        """
-        half = self.limit // 2
-        return self.downstream >= half and downstream > half // len(self._mailboxes)
-
-
-def _held(mailbox: Mailbox) -> int:
-    return mailbox.held
 
 
 class _Line:
@@ -381,17 +251,17 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         if not issubclass(type(event), Event):  # pyright: ignore[reportUnnecessaryIsInstance] - any caller
             return DropReason.ENCODE_ERROR
         if event.timestamp is not UNSET or event.session_id is not UNSET:
-            event, time = _unstamped(event, time)
+            event, time = unstamped(event, time)
         encoded = encode_fast(event)
         size = rough_size(event) if encoded is None else len(encoded)
         if size > self._event_bytes:
-            event = _shortened(event)
+            event = shortened(event)
             encoded = encode_fast(event)
             size = rough_size(event) if encoded is None else len(encoded)
             if size > self._event_bytes:
                 return DropReason.TOO_LARGE
         if place is not None:
-            size += _PLACE_BYTES
+            size += PLACE_BYTES
             if ENTRY_OVERHEAD + size > self._budget.limit:
                 return DropReason.TOO_LARGE
         self._last_number = number = self._last_number + 1
@@ -417,18 +287,18 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
 
     def _make_room(self, entry: Entry) -> bool:
         """Shed until *entry* fits; False when it is itself what has to go."""
-        if len(self) >= self._capacity and not self._shed_one(for_urgent=entry.event.urgent):
+        if len(self) >= self._capacity and not self.shed_one(for_urgent=entry.event.urgent):
             return False
         budget = self._budget
         while budget.used + entry.size > budget.limit:
             heaviest = budget.heaviest()
-            if heaviest is None or not heaviest._shed_one(  # noqa: SLF001 - its own kind
+            if heaviest is None or not heaviest.shed_one(
                 for_urgent=entry.event.urgent or heaviest is not self
             ):
                 return False
         return True
 
-    def _shed_one(self, *, for_urgent: bool) -> bool:
+    def shed_one(self, *, for_urgent: bool) -> bool:
         """Drop one waiting entry, by policy; False when the new one should go instead."""
         if self._routine:
             if self._sheds_oldest:
@@ -549,22 +419,3 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """Close the reading end: nothing more is taken, since nothing would be handed on."""
         self.close()
         await trio.lowlevel.checkpoint()
-
-
-def _unstamped(event: Event, time: float | None) -> tuple[Event, float | None]:
-    """*event* without stamps of its own; its timestamp (ms) becomes the time (s)."""
-    stamp = event.timestamp
-    # Its very type, since a subclass may compare and divide by code of its own.
-    if (type(stamp) is int or type(stamp) is float) and 0 <= stamp < MOST_MILLISECONDS:
-        time = stamp / 1000
-    return msgspec.structs.replace(event, timestamp=UNSET, session_id=UNSET), time
-
-
-def _shortened(event: Event) -> Event:
-    """*event* with its error texts cut to a window."""
-    cut: dict[str, object] = {}
-    for name in event.cut_fields:
-        text = getattr(event, name, None)
-        if type(text) is str and len(text) > ERROR_TEXT_WINDOW:
-            cut[name] = text[:ERROR_TEXT_WINDOW]
-    return msgspec.structs.replace(event, **cut) if cut else event

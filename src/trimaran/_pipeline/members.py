@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from trimaran._events import Generation, SessionEnd, SessionStart
 from trimaran._pipeline.encoder import encode_value
-from trimaran._pipeline.mailbox import Entry
+from trimaran._pipeline.entry import Entry
 from trimaran._spans import Spans
 
 __all__ = ["Members", "OfSession"]
