@@ -182,6 +182,7 @@ def endpoint_of(
     consent: Consent,
     outages: Outages,
 ) -> Endpoint:
+    """What speaks to where *decision* says, with the settings and the chance of *host*."""
     return Endpoint(
         decision,
         transport=transport,
