@@ -794,3 +794,32 @@ async def test_a_forked_childs_copy_counts_once_for_each() -> None:
         "endpoint": {"closed": 1},
         "beside": {"closed": 1},
     }
+
+
+async def test_an_abandoned_session_holds_no_share_of_the_memory() -> None:
+    """One that is opened when all is over has no part in what the others may hold."""
+    async with opened(Capture(), Capture()) as telemetry:
+        supervisor = telemetry._supervisor
+        assert supervisor is not None
+    async with telemetry.session():
+        pass
+
+    for route in supervisor.shared.routes:
+        assert route.budget._holders == {}
+
+
+async def test_the_peak_is_that_of_the_fuller_mailbox() -> None:
+    """The session's own, or that of a destination which is waited for."""
+    hung = Capture([float("inf")])
+    async with opened(
+        Capture(), hung, settings={"drain_timeout": 0.1, "batch_events": 1, "backlog_events": 1}
+    ) as telemetry:
+        async with telemetry.session() as session:
+            for _ in range(50):
+                await session.send(CALL)
+                await session.flush(timeout=0)
+                await trio.testing.wait_all_tasks_blocked()
+
+    books = session.statistics().destinations
+    assert books["beside"].peak_waiting > 30
+    assert books["endpoint"].peak_waiting < 30

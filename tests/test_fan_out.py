@@ -276,3 +276,10 @@ def test_whatever_happens_the_books_add_up_and_the_quickest_loses_nothing(  # no
         assert len(got[0]) == parting.intake.tracked == parting.intake.delivered
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_send_is_a_checkpoint() -> None:
+    """However much room there is."""
+    parting = Parting()
+    with trio.testing.assert_checkpoints():
+        await parting.fan_out.send(parting.chunk(1))
