@@ -41,17 +41,19 @@ class Parting:
     def _release(self, size: int) -> None:
         self.released += size
 
-    def entry(self, event: Event | None = None, *, is_encoded: bool = True) -> Entry:
+    def entry(
+        self, event: Event | None = None, *, is_encoded: bool = True, size: int = 100
+    ) -> Entry:
         """The next entry of the session."""
         self._number += 1
         self.intake.track()
         event = Command(command_name=str(self._number)) if event is None else event
         encoded = encode_fast(event) if is_encoded else None
-        return Entry(self._number, 0.0, event, encoded, 100)
+        return Entry(self._number, 0.0, event, encoded, size)
 
-    def chunk(self, number: int) -> Chunk:
+    def chunk(self, number: int, *, size: int = 100) -> Chunk:
         """So many entries."""
-        return Chunk([self.entry() for _ in range(number)])
+        return Chunk([self.entry(size=size) for _ in range(number)])
 
     def adds_up(self) -> bool:
         """The ledger's equation, in the intake and at each end; and nothing lies between."""
@@ -130,6 +132,26 @@ async def test_the_quickest_is_waited_for_also_by_those_with_room(
 
     assert await numbers_in(quick) == [4]
     assert not any(books.dropped for books in parting.books)
+
+
+async def test_a_few_bytes_less_on_the_way_do_not_make_one_the_quickest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Which has them may be chance; who is much ahead is waited for, and alone."""
+    parting = Parting(mailbox_events=3)
+    _, second = parting.branches
+    await parting.fan_out.send(Chunk([parting.entry(size=101), *parting.chunk(2).entries]))
+    await numbers_in(second)
+    second.release(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parting.fan_out.send, parting.chunk(1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert parting.intake.delivered == 3
+        second.release(200)
+        await trio.testing.wait_all_tasks_blocked()
+
+    assert await numbers_in(second) == [4]
+    assert parting.books[0].dropped == {DropReason.MAILBOX_FULL: 1}
 
 
 async def test_bytes_that_another_session_frees_are_room(
@@ -260,7 +282,7 @@ def test_whatever_happens_the_books_add_up_and_the_quickest_loses_nothing(  # no
             for way in range(ways):
                 nursery.start_soon(read, way)
             for _ in range(30):
-                chunk = parting.chunk(random.randrange(6))
+                chunk = parting.chunk(random.randrange(6), size=random.randrange(80, 101))
                 flush = Flush(0)
                 flushes.append(flush)
                 await parting.fan_out.send(Chunk(chunk.entries, [flush]))

@@ -5,7 +5,8 @@ Does not know: what becomes of them there, how many sessions there are.
 
 A destination that is slow fills its own mailbox, which sheds then; the others are not held
 up. What comes in waits for room in the mailbox of the quickest alone, so that it sheds nothing
-which can wait. The quickest is the one with the fewest bytes on its way, over all sessions.
+which can wait. The quickest is the one with the fewest bytes on its way, over all sessions; who
+has not even twice as many is as quick, since a few of them more or less may be chance.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ class FanOut(trio.abc.SendChannel[Chunk]):
             return True
         living = [branch for branch in self._branches if not branch.is_over]
         least = min((branch.load for branch in living), default=0)
-        if all(branch.has_room_for(entry) for branch in living if branch.load == least):
+        quickest = [branch for branch in living if branch.load < 2 * least or branch.load == least]
+        if all(branch.has_room_for(entry) for branch in quickest):
             return True
         for branch in living:
             branch.await_room()
