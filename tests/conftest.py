@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -173,3 +174,12 @@ async def receiver(nursery: trio.Nursery, tmp_path: Path) -> Receiver:
         partial(run_receiver, port=0, database=tmp_path / "receiver.sqlite", grace=0.2)
     )
     return running
+
+
+@pytest.fixture
+def without_extra_otlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the extra ``otlp`` were not installed."""
+    for module in [name for name in sys.modules if name.startswith("opentelemetry")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "trimaran.otlp.protobuf", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)

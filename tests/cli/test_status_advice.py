@@ -12,6 +12,7 @@ from trimaran.cli.status_advice import of_answer, of_failure, of_silence
 from trimaran.cli.status_target import Target, of_endpoint, of_system
 
 HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 
 
 def otlp(to: str = "otlp+http://h:4318", **environ: str) -> Target:
@@ -85,6 +86,15 @@ def test_keys() -> None:
         "it does not take the key (401); correct it in the file that --credentials names"
     )
     assert "sesame" not in repr(with_key) + repr(endpoint())
+
+
+@pytest.mark.usefixtures("without_extra_otlp")
+def test_a_servers_own_words_without_the_extra() -> None:
+    """JSON and plain text are read all the same."""
+    target = otlp(**{PROTOCOL: "http/json"})
+
+    assert 'It says: "no"' in of_answer(Answer(400, body=b'{"message": "no"}'), target)
+    assert 'It says: "no"' in of_answer(Answer(400, body=b"no"), target)
 
 
 @pytest.mark.parametrize(

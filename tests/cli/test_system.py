@@ -102,6 +102,17 @@ def test_who_names_an_experiment_sends_to_mlflow() -> None:
     assert found.look == "http://127.0.0.1:5000/#/experiments/7/traces"
 
 
+@pytest.mark.usefixtures("without_extra_otlp")
+@pytest.mark.parametrize("text", ["otlp+http://h", "langfuse"])
+def test_without_the_extra(text: str) -> None:
+    """It is said what to install; JSON needs nothing."""
+    with pytest.raises(ValueError, match=r"pip install 'trimaran\[otlp\]'"):
+        system_of(text, KEYS, app="mine")
+
+    found = system_of("otlp+http://h", {f"{OTLP}_PROTOCOL": "http/json"}, app="mine")
+    assert found.settings.encoding == "json"
+
+
 def test_langfuse() -> None:
     """By its variables alone; the cloud, where none says otherwise."""
     found = system_of("langfuse", KEYS, app="mine")

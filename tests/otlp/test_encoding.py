@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from base64 import b64encode
 from typing import Any
 
@@ -21,9 +23,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from trimaran.otlp import Kind, json_form
+from patience import PATIENCE
+from trimaran.otlp import Kind, OtlpSettings, OtlpTransport, json_form
 from trimaran.otlp.conventions import Value
-from trimaran.otlp.protobuf import Encoder, message_of_status, partial_success
+from trimaran.otlp.protobuf import Protobuf
 from trimaran.otlp.spans import Span
 
 RESOURCE: list[tuple[str, Value]] = [("service.name", "altimate"), ("process.pid", 7)]
@@ -77,7 +80,7 @@ def with_ids_as_protobuf_has_them(value: Any) -> Any:
 @given(st.lists(SPANS, max_size=2))
 def test_both_forms_of_spans_are_the_same_message(spans: list[Span]) -> None:
     """As OpenTelemetry's own library reads them."""
-    read = ExportTraceServiceRequest.FromString(Encoder().traces(RESOURCE, SCOPE, spans))
+    read = ExportTraceServiceRequest.FromString(Protobuf().traces(RESOURCE, SCOPE, spans))
     form = msgspec.json.decode(json_form.traces(RESOURCE, SCOPE, spans))
 
     assert read == ParseDict(with_ids_as_protobuf_has_them(form), ExportTraceServiceRequest())
@@ -86,7 +89,7 @@ def test_both_forms_of_spans_are_the_same_message(spans: list[Span]) -> None:
 @given(st.lists(SPANS, max_size=2))
 def test_both_forms_of_records_are_the_same_message(spans: list[Span]) -> None:
     """As OpenTelemetry's own library reads them."""
-    read = ExportLogsServiceRequest.FromString(Encoder().logs(RESOURCE, SCOPE, spans))
+    read = ExportLogsServiceRequest.FromString(Protobuf().logs(RESOURCE, SCOPE, spans))
     form = msgspec.json.decode(json_form.logs(RESOURCE, SCOPE, spans))
 
     assert read == ParseDict(with_ids_as_protobuf_has_them(form), ExportLogsServiceRequest())
@@ -100,7 +103,7 @@ def span_with(attributes: dict[str, Value]) -> Span:
 @given(SPANS)
 def test_a_span_is_what_it_was(span: Span) -> None:
     """Every part of it, in its own field."""
-    request = ExportTraceServiceRequest.FromString(Encoder().traces(RESOURCE, SCOPE, [span]))
+    request = ExportTraceServiceRequest.FromString(Protobuf().traces(RESOURCE, SCOPE, [span]))
     [group] = request.resource_spans
     [read] = group.scope_spans[0].spans
     found = MessageToDict(group.resource)["attributes"]
@@ -126,7 +129,7 @@ def test_a_span_is_what_it_was(span: Span) -> None:
 
 def test_what_is_the_same_to_a_dict_is_not_mixed_up() -> None:
     """True, 1 and 1.0 under one name, and text that was seen before under another."""
-    encoder = Encoder()
+    encoder = Protobuf()
     spans = [span_with({"a": value, "b": "x"}) for value in (1, True, 1.0, "1", "x", "1")]
 
     for _ in range(2):
@@ -139,15 +142,15 @@ def test_what_is_the_same_to_a_dict_is_not_mixed_up() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     """A host may have any number of names and values."""
-    encoder = Encoder()
+    encoder = Protobuf()
 
     for number in range(100):
         names = {f"{number}-{place}": f"{number}" for place in range(100)}
         encoder.traces([], SCOPE, [span_with({**names, "long": "x" * 100})])
 
-    assert len(encoder._known) <= 4096
-    assert len(encoder._names) <= 4096
-    assert not [value for _, value in encoder._known if value == "x" * 100]
+    assert len(encoder._texts) <= 4096
+    assert len(encoder._others) <= 4096
+    assert not [value for _, value in encoder._texts if value == "x" * 100]
 
 
 @given(refused=st.integers(1, 2**62), message=TEXT)
@@ -162,7 +165,7 @@ def test_a_partial_success_is_read_in_both_forms(refused: int, message: str) -> 
 
     for answer in (spans, logs):
         form = msgspec.json.encode(MessageToDict(answer))
-        assert partial_success(answer.SerializeToString()) == (refused, message)
+        assert Protobuf().partial_success(answer.SerializeToString()) == (refused, message)
         assert json_form.partial_success(form) == (refused, message)
 
 
@@ -171,18 +174,18 @@ def test_a_partial_success_is_read_in_both_forms(refused: int, message: str) -> 
 )
 def test_an_answer_that_refuses_nothing(answer: bytes) -> None:
     """Which is the usual one, in whatever form."""
-    assert partial_success(answer) == (0, "")
+    assert Protobuf().partial_success(answer) == (0, "")
     assert json_form.partial_success(answer) == (0, "")
 
 
 @given(st.binary(max_size=50))
 def test_an_answer_may_be_anything(answer: bytes) -> None:
     """It is read as far as it can be, and never further."""
-    for read in (partial_success, json_form.partial_success):
+    for read in (Protobuf().partial_success, json_form.partial_success):
         refused, message = read(answer)
         assert 0 <= refused <= math.inf
         assert isinstance(message, str)
-    for read_message in (message_of_status, json_form.message_of_status):
+    for read_message in (Protobuf().message_of_status, json_form.message_of_status):
         assert isinstance(read_message(answer), str)
 
 
@@ -191,15 +194,15 @@ def test_an_answer_may_be_anything(answer: bytes) -> None:
     [
         (b"\x08\x03\x12\x02no", "no"),  # code 3, message "no"
         (b"\x09" + b"x" * 8 + b"\x15" + b"x" * 4 + b"\x12\x02no", "no"),  # fields of other kinds
-        (b"\x12\x02no\x0f", "no"),  # a kind that there is none of
+        (b"\x12\x02no\x0f", ""),  # a kind that there is none of
         (b"\x12\x05no", ""),  # cut off
         (b"\x12" + b"\xff" * 12, ""),  # a number without an end
         (b"\x10\x01", ""),  # not text
     ],
 )
 def test_the_message_of_a_status(answer: bytes, expected: str) -> None:
-    """What comes in other fields is passed over; what is cut off says nothing."""
-    assert message_of_status(answer) == expected
+    """What comes in other fields is passed over; what is no such message says nothing."""
+    assert Protobuf().message_of_status(answer) == expected
 
 
 def test_the_message_of_a_status_in_json() -> None:
@@ -207,3 +210,44 @@ def test_the_message_of_a_status_in_json() -> None:
     assert json_form.message_of_status(b'{"code":3,"message":"no"}') == "no"
     assert json_form.message_of_status(b"[" * 100_000) == ""
     assert json_form.partial_success(b'{"partialSuccess":{"rejectedSpans":"x"}}') == (0, "")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "ü\ud83d"])
+def test_text_that_utf8_cannot_say(text: str) -> None:
+    """It goes out with a question mark there, wherever it stands."""
+    odd = Span(
+        "x" + text, "a" * 32, "b" * 16, "", text, Kind.CLIENT, 1, 2, {text: text}, {text: (text,)},
+        is_error=True, message=text,
+    )  # fmt: skip
+    said = text.encode(errors="replace").decode()
+    traces = ExportTraceServiceRequest.FromString(
+        Protobuf().traces([("service.name", text)], SCOPE, [odd])
+    )
+    span = traces.resource_spans[0].scope_spans[0].spans[0]
+    logs = ExportLogsServiceRequest.FromString(Protobuf().logs([], SCOPE, [odd]))
+    record = logs.resource_logs[0].scope_logs[0].log_records[0]
+
+    assert traces.resource_spans[0].resource.attributes[0].value.string_value == said
+    assert (span.name, span.status.message) == (said, said)
+    assert [attribute.key for attribute in span.attributes] == [said, said]
+    assert span.attributes[0].value.string_value == said
+    assert span.attributes[1].value.array_value.values[0].string_value == said
+    assert (record.event_name, record.body.string_value) == (f"trimaran.x{said}", said)
+
+
+@pytest.mark.usefixtures("without_extra_otlp")
+def test_without_the_extra_protobuf_says_what_to_install() -> None:
+    """At once, where a host makes the transport; JSON needs nothing."""
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'trimaran\[otlp\]'"):
+        OtlpTransport(OtlpSettings(url="https://x.test"))
+
+    OtlpTransport(OtlpSettings(url="https://x.test", encoding="json"))
+
+
+def test_the_library_is_imported_with_the_first_request() -> None:
+    """In a thread then: it takes a tenth of a second."""
+    code = (
+        "import sys, trimaran.otlp as o; o.OtlpTransport(o.OtlpSettings(url='https://x.test'));"
+        "sys.exit('google.protobuf' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

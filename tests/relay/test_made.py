@@ -422,6 +422,14 @@ def test_what_a_relay_cannot_make_it_refuses(changed: dict[str, Any], problem: s
     assert problem_with(bound_to(made)) == problem
 
 
+def test_a_relay_without_the_extra_refuses(request: pytest.FixtureRequest) -> None:
+    """And says what it needs."""
+    destination = bound_to(made_of(otlp("http://x.test", encoding="protobuf")))
+    request.getfixturevalue("without_extra_otlp")
+
+    assert "needs the extra 'otlp'" in (problem_with(destination) or "")
+
+
 def test_an_unknown_field_is_refused() -> None:
     """Of a version to come: to leave it out might send something that should not be."""
     made = made_of(otlp("http://x.test"))

@@ -155,12 +155,13 @@ def problem_with_made(made: Made) -> str | None:
     if problem is not None:
         return f"the URL {problem}"
     from trimaran.otlp.blueprint import settings_from  # noqa: PLC0415 - few relays need it
+    from trimaran.otlp.form import problem_with_form  # noqa: PLC0415 - as above
 
     try:
-        settings_from(made.blueprint)
+        settings = settings_from(made.blueprint)
     except ValueError as error:
         return str(error)
-    return None
+    return problem_with_form(settings.encoding)
 
 
 def made_transport(made: Made, *, max_connections: int) -> Transport:

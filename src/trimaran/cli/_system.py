@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from trimaran._decision import switch_name, url_problem
 from trimaran.langfuse import langfuse_settings
 from trimaran.otlp import MLFLOW, OtlpSettings, OtlpTransport
+from trimaran.otlp.form import problem_with_form
 
 __all__ = [
     "EXPERIMENT_HEADER",
@@ -76,6 +77,9 @@ def system_of(text: str, environ: Mapping[str, str], *, app: str) -> System:
             neither the address nor a variable: there may be a key in them.
     """
     system = _read(text, environ)
+    problem = problem_with_form(system.settings.encoding)
+    if problem is not None:
+        raise ValueError(problem)
     if not system.settings.service_name:
         system = replace(system, settings=replace(system.settings, service_name=app))
     return system

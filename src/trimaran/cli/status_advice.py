@@ -15,7 +15,8 @@ from trimaran._transport import Answer
 from trimaran.cli._system import EXPERIMENT_HEADER
 from trimaran.cli._terminal import printable
 from trimaran.cli.status_target import Target
-from trimaran.otlp import json_form, protobuf
+from trimaran.otlp import json_form
+from trimaran.otlp.form import form_of, problem_with_form
 
 __all__ = ["of_answer", "of_failure", "of_silence"]
 
@@ -151,7 +152,9 @@ def _words_of(answer: Answer) -> str:
     """The server's own words, in brackets behind a sentence; "" where it has none to speak of."""
     if _is_page(answer):
         return ""
-    said = json_form.message_of_status(answer.body) or protobuf.message_of_status(answer.body)
+    said = json_form.message_of_status(answer.body)
+    if not said and problem_with_form("protobuf") is None:
+        said = form_of("protobuf").message_of_status(answer.body)
     if not said:
         try:
             said = answer.body.decode()

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from trimaran.otlp.conventions import Attribute, Value
-from trimaran.otlp.protobuf import Partial
+from trimaran.otlp.form import Partial
 from trimaran.otlp.spans import Span
 
 __all__ = ["logs", "message_of_status", "partial_success", "traces"]

@@ -15,7 +15,6 @@ import platform
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 
 import msgspec
 import trio
@@ -24,10 +23,10 @@ from trimaran._decision import loopback_host
 from trimaran._diagnostics import Diagnostics
 from trimaran._transport import Answer, Blueprint, Request, Transport, TransportError
 from trimaran._version import __version__
-from trimaran.otlp import json_form, protobuf
 from trimaran.otlp.blueprint import blueprint_of
 from trimaran.otlp.conventions import MAPPING_VERSION, Attribute, Value, table_of
 from trimaran.otlp.environment import OtlpSettings
+from trimaran.otlp.form import Form, form_of, problem_with_form
 from trimaran.otlp.spans import Begun, Body, Names, Origin, Span, begun_by, read_body, spans_of
 
 __all__ = ["OtlpTransport"]
@@ -72,6 +71,9 @@ class OtlpTransport:
         environ: the environment that is read; ``os.environ``, if None.
         names_process: whether the resource says which process sends; False where it does so
             for others.
+
+    Raises:
+        ModuleNotFoundError: protobuf is to be written, and the extra ``otlp`` is not installed.
     """
 
     wants_spans: bool = True
@@ -87,6 +89,9 @@ class OtlpTransport:
     ) -> None:
         if settings is None:
             settings = OtlpSettings.from_environ(os.environ if environ is None else environ)
+        problem = problem_with_form(settings.encoding)
+        if problem is not None:
+            raise ModuleNotFoundError(problem, name="opentelemetry.proto")
         self._settings = settings
         self._max_connections = max_connections
         self._http: Transport | None = None
@@ -101,7 +106,7 @@ class OtlpTransport:
             settings.signal == "logs",
         )
         self._begun: OrderedDict[str, Begun] = OrderedDict()
-        self._encoder = protobuf.Encoder()
+        self._form: Form | None = None
         self._resource = _resource(settings, names_process=names_process)
         is_json = settings.encoding == "json"
         self._headers = {
@@ -163,12 +168,8 @@ class OtlpTransport:
         if body.cli_version:
             resource.append(("service.version", body.cli_version))
         scope = ("trimaran", __version__, MAPPING_VERSION)
-        if self._settings.encoding == "json":
-            write = json_form.traces if self._settings.signal == "traces" else json_form.logs
-        elif self._settings.signal == "traces":
-            write = self._encoder.traces
-        else:
-            write = self._encoder.logs
+        form = self._known_form()
+        write = form.traces if self._settings.signal == "traces" else form.logs
         return write(resource, scope, spans)
 
     def _spans(self, body: Body, origin: Origin) -> list[Span]:
@@ -191,7 +192,7 @@ class OtlpTransport:
 
     def _understood(self, answer: Answer, events: int) -> Answer:
         """*answer*, as our sender would have it."""
-        form = json_form if self._settings.encoding == "json" else protobuf
+        form = self._known_form()
         if 200 <= answer.status < 300:
             refused, message = form.partial_success(answer.body)
             if refused or message:
@@ -212,16 +213,24 @@ class OtlpTransport:
             facts["rejected"] = rejected
         self._diagnostics.warn("telemetry destination objects", **facts)
 
+    def _known_form(self) -> Form:
+        if self._form is None:
+            self._form = form_of(self._settings.encoding)
+        return self._form
+
     async def _opened(self) -> Transport:
-        """The HTTP client, made in a thread: it reads certificates."""
+        """The HTTP client, made in a thread: it reads certificates, and much is imported."""
         if self._http is None:
             async with self._opening:
                 if self._http is None:
                     self._http = await trio.to_thread.run_sync(
-                        partial(_http_transport, self._settings, self._max_connections),
-                        abandon_on_cancel=True,
+                        self._made_http, abandon_on_cancel=True
                     )
         return self._http
+
+    def _made_http(self) -> Transport:
+        self._known_form()
+        return _http_transport(self._settings, self._max_connections)
 
     async def aclose(self) -> None:
         """Close all connections."""
