@@ -10,7 +10,7 @@ where they come again, and copied into the request, which costs little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -42,8 +42,8 @@ class Protobuf:
 
     def __init__(self) -> None:
         self._texts: dict[Attribute, KeyValue] = {}
-        self._others: dict[str, KeyValue] = {}
-        """One for each name, which gets its value right before it is copied."""
+        self._others: dict[str, tuple[KeyValue, AnyValue]] = {}
+        """One for each name, and its value, which is put in right before it is copied."""
 
     def traces(
         self, resource: Sequence[Attribute], scope: Sequence[str], spans: Sequence[Span]
@@ -57,7 +57,7 @@ class Protobuf:
             begun = shared.get(id(span.shared))
             if begun is None:
                 begun = shared[id(span.shared)] = trace_pb2.Span()
-                self._add(begun.attributes.append, span.shared)
+                begun.attributes.extend(self._key_values(span.shared))
             self._write(within.spans.add(), begun, span)
         return request.SerializeToString()
 
@@ -95,13 +95,13 @@ class Protobuf:
 
     def _resource(self, attributes: Sequence[Attribute]) -> Resource:
         resource = Resource()
-        self._add(resource.attributes.append, dict(attributes))
+        resource.attributes.extend(self._key_values(dict(attributes)))
         return resource
 
     def _scope(self, scope: Sequence[str]) -> InstrumentationScope:
         name, version, mapping = scope
         about = InstrumentationScope(name=name, version=version)
-        self._add(about.attributes.append, {"trimaran.mapping": mapping})
+        about.attributes.extend(self._key_values({"trimaran.mapping": mapping}))
         return about
 
     def _write(self, written: trace_pb2.Span, begun: trace_pb2.Span, span: Span) -> None:
@@ -114,10 +114,10 @@ class Protobuf:
         written.kind = trace_pb2.Span.SpanKind.ValueType(span.kind)
         written.start_time_unix_nano = span.start
         written.end_time_unix_nano = span.end
-        self._add(written.attributes.append, span.attributes)
+        written.attributes.extend(self._key_values(span.attributes))
         if span.exception:
             event = written.events.add(time_unix_nano=span.end, name="exception")
-            self._add(event.attributes.append, span.exception)
+            event.attributes.extend(self._key_values(span.exception))
         if span.link:
             trace_id, span_id = map(bytes.fromhex, span.link)
             written.links.add(trace_id=trace_id, span_id=span_id)
@@ -136,30 +136,32 @@ class Protobuf:
         if span.message:
             record.body.string_value = _valid(span.message)
         for attributes in (span.shared, span.attributes, span.exception):
-            self._add(record.attributes.append, attributes)
+            record.attributes.extend(self._key_values(attributes))
         record.trace_id = bytes.fromhex(span.trace_id)
         record.span_id = bytes.fromhex(span.span_id)
         record.event_name = _valid(f"trimaran.{span.event}")
 
-    def _add(self, add: Callable[[KeyValue], None], attributes: Mapping[str, Value]) -> None:
-        """Copy *attributes* to where *add* puts them."""
+    def _key_values(self, attributes: Mapping[str, Value]) -> list[KeyValue]:
+        """*attributes*, to be copied at once: the next ones may be the same objects."""
         texts, others = self._texts, self._others
+        found: list[KeyValue] = []
         for attribute in attributes.items():
             name, value = attribute
             if type(value) is str:
                 # Only text is known: True, 1 and 1.0 are the same to a dict.
-                add(texts.get(attribute) or self._text(attribute, value))
+                found.append(texts.get(attribute) or self._text(attribute, value))
                 continue
-            known = others.get(name) or self._other(name)
+            known, place = others.get(name) or self._other(name)
             if type(value) is int:
-                known.value.int_value = value
+                place.int_value = value
             elif type(value) is float:
-                known.value.double_value = value
+                place.double_value = value
             elif type(value) is bool:
-                known.value.bool_value = value
+                place.bool_value = value
             else:
-                known.value.CopyFrom(_array(value))
-            add(known)
+                place.CopyFrom(_array(value))
+            found.append(known)
+        return found
 
     def _text(self, attribute: Attribute, value: str) -> KeyValue:
         """A KeyValue of text, which is known from now on."""
@@ -170,12 +172,13 @@ class Protobuf:
             self._texts[attribute] = made
         return made
 
-    def _other(self, name: str) -> KeyValue:
-        """A KeyValue that has no value yet."""
+    def _other(self, name: str) -> tuple[KeyValue, AnyValue]:
+        """A KeyValue that has no value yet, and where that belongs."""
         if len(self._others) >= _MOST_KNOWN:
             self._others.clear()
-        made = self._others[name] = KeyValue(key=_valid(name))
-        return made
+        made = KeyValue(key=_valid(name))
+        self._others[name] = made, made.value
+        return made, made.value
 
 
 def _array(value: Value) -> AnyValue:
