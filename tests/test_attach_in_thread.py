@@ -163,7 +163,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 with trimaran.attach_in_thread() as session:
     session.command("script")
     print("ready", flush=True)
-    time.sleep(60)
+    for _ in range(6_000):
+        time.sleep(0.01)  # not for long: a signal just before the call would not end it
 """
     with parent(capture) as session:
         child = subprocess.Popen(
