@@ -215,6 +215,20 @@ def test_it_is_full_at_its_bound() -> None:
     assert not filled.backlog.is_full
 
 
+def test_a_full_backlog_is_due_at_once() -> None:
+    """What its last batch would wait for cannot come in; with room, the batch waits again."""
+    filled = Filled(events=3, waiting=4)
+    filled.add("abcd")
+
+    assert filled.takes() == ["abc"]
+    assert filled.backlog.due_at() == INTERVAL
+
+    filled = Filled(events=3, waiting=2)
+    filled.add("ab")
+
+    assert filled.takes() == ["ab"]
+
+
 @given(
     steps=st.lists(
         st.tuples(st.just("add"), st.integers(0, 40), st.booleans())
@@ -444,6 +458,24 @@ async def test_the_stage_before_it_has_to_wait(autojump_clock: trio.testing.Mock
         batches = [texts_of(batch) async for batch in stage.get]
 
     assert batches == ["cd", "ef", "gh", "ij", "kl"]
+
+
+@pytest.mark.parametrize("waiting", [1, 100, 199])
+async def test_a_backlog_may_hold_less_than_a_batch(
+    waiting: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is then handed over when it is full, a chunk at a time, without any waiting."""
+    stage = Stage(backlog_events=waiting)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.run)
+        for _ in range(3):
+            stage.notes("a" * 199)
+        stage.put.close()
+        batches = [len(texts_of(batch)) async for batch in stage.get]
+
+    assert batches == [199, 199, 199]
+    assert trio.current_time() == 0
 
 
 async def test_a_cancel_ends_both_its_tasks(autojump_clock: trio.testing.MockClock) -> None:

@@ -70,6 +70,23 @@ async def test_concurrent_sessions_keep_to_themselves(
         assert [event["sequence_index"] for event in events[1:-1]] == list(range(20))
 
 
+@pytest.mark.parametrize("waiting", [1, 100, 199])
+async def test_a_backlog_smaller_than_a_batch_neither_delays_nor_loses(
+    waiting: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """No event waits for others that have no room to come, and leaving takes no time."""
+    capture = Capture()
+    settings = trimaran.Settings(mailbox_events=100, backlog_events=waiting)
+    async with capture.open(settings=settings) as telemetry, telemetry.session() as session:
+        for number in range(500):
+            await session.send(numbered(number))
+
+    assert trio.current_time() == 0
+    books = session.statistics()
+    assert (books.delivered, books.dropped) == (books.tracked, {})
+    assert [call.sequence_index for call in capture.events(trimaran.ToolCall)] == list(range(500))
+
+
 async def test_a_session_that_ends_breaks_or_is_cancelled_leaves_the_rest_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

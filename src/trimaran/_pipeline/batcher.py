@@ -1,7 +1,7 @@
 """Stage 2: events become batches.
 
 In: chunks of masked entries. Out: batches, each due by count, bytes, age, urgency,
-a flush or the end.
+want of room, a flush or the end.
 Does not know: how a batch is sent, what becomes of it.
 
 Filling and handing over are two tasks, so that while the sender is busy whatever
@@ -123,6 +123,8 @@ class Backlog:
 
     def due_at(self) -> float:
         """When the next batch is due, by the clock of *now*; infinity if nothing waits."""
+        if self.is_full:  # what it would wait for could not come in
+            return _AT_ONCE
         return self._bundles[0].due_at if self._bundles else math.inf
 
     def take(self) -> Bundle:
