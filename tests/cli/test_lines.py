@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -182,6 +183,35 @@ def test_what_a_record_says_goes_before_its_exception() -> None:
 def test_passes_over_other_log_records() -> None:
     """A record that names no event is no event, whatever else is in it."""
     assert read(event="request handled", type="command", level="info") == PassedOver()
+
+
+@pytest.mark.parametrize("name", ["webhook", "tool_call"])
+def test_an_event_may_have_a_field_of_that_name(name: str) -> None:
+    """It is no record for that: it says its type, and log lines have a level."""
+    event = event_of(read(type=name, event="push", tool_name="bash"))
+
+    assert msgspec.json.decode(msgspec.json.encode(event))["type"] == name
+
+
+def test_a_record_may_have_a_field_named_type() -> None:
+    """Its name goes first where that is an event's."""
+    assert isinstance(event_of(read(event="command", type="x", command_name="c")), trimaran.Command)
+
+
+def test_takes_what_only_python_writes_for_json() -> None:
+    """As structlog's renderer does: bytes of a file name that are no text, and no numbers."""
+    write = structlog.processors.JSONRenderer()
+    record = {
+        "event": "tool_call",
+        "tool_name": b"caf\xe9".decode(errors="surrogateescape"),
+        "duration_ms": math.nan,
+    }
+    line = write(None, "info", record)
+    assert isinstance(line, str)
+
+    event = event_of(LineReader().read(line.encode()))
+
+    assert event == trimaran.ToolCall(tool_name="caf\ufffd")
 
 
 def test_takes_records_of_names_that_it_is_told() -> None:

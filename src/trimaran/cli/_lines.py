@@ -7,12 +7,15 @@ Does not know: files, sessions, what becomes of the event.
 Two kinds of lines are read. An event as it is on the wire has a ``type``; what the wire
 does not know is an event of the host's own. A record of structlog's ``JSONRenderer`` has
 an ``event``, and is one only where that names an event: any other record is a log line
-like many, which nobody asked to send.
+like many, which nobody asked to send. Where a line has both, ``event`` goes first if it names
+an event; else it is a field of what ``type`` says, unless there is a ``level``, as log lines
+have.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias, cast
@@ -21,6 +24,7 @@ import msgspec
 
 from trimaran._events import BUILT_IN_EVENTS, UNSET, ErrorEvent, Event
 from trimaran._host_events import HostEvents, UnusableEvent
+from trimaran._pipeline.encoder import jsonable
 
 __all__ = ["Bad", "Found", "LineReader", "PassedOver", "Reading"]
 
@@ -88,19 +92,28 @@ class LineReader:
         except RecursionError:
             return Bad("nested too deeply")
         except msgspec.DecodeError as error:
-            return Bad(f"not JSON ({error})")
+            content = _from_python(line)
+            if content is None:
+                return Bad(f"not JSON ({error})")
         if not isinstance(content, dict):
             return Bad(f"a JSON {_JSON_KINDS[type(content)]}, not an object")
         record = cast("dict[str, Any]", content)
         try:
             session_id = _session_id(record)
-            if isinstance(record.get("event"), str):
+            if self._is_record(record):
                 event = self._from_record(record)
             else:
                 event = self._from_wire(record)
         except (msgspec.ValidationError, UnusableEvent) as error:
             return Bad(str(error))
         return PassedOver() if event is None else Found(event, session_id)
+
+    def _is_record(self, content: Mapping[str, Any]) -> bool:
+        name = content.get("event")
+        if not isinstance(name, str):
+            return False
+        is_event = name in BUILT_IN_EVENTS or name in self._names
+        return is_event or "level" in content or not isinstance(content.get("type"), str)
 
     def _from_wire(self, values: dict[str, Any]) -> Event:
         name = values.pop("type", None)
@@ -125,6 +138,22 @@ class LineReader:
         if kind is ErrorEvent:
             values = {**_exception(record.get("exception")), **values}
         return _built_in(name, kind, values, timestamp, strict=False)
+
+
+def _from_python(line: bytes) -> dict[str, Any] | None:
+    """What Python's ``json`` wrote, and JSON does not know; None if it is not that either.
+
+    So does structlog's renderer: half of a surrogate pair, which stands for a byte of a file
+    name that is no text, becomes the character for that; what is no number is left out.
+    """
+    try:
+        content = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    mended = cast("dict[str, Any]", jsonable(content))
+    return {key: value for key, value in mended.items() if value is not None}
 
 
 def _built_in(

@@ -6,7 +6,8 @@ Does not know: where the events come from, how they are sent.
 
 A recording has the start and the end of its sessions among its events, so the sessions
 here announce neither themselves. Where a recording lacks one, it is made, with the time
-of the first or the last event.
+of the first or the last event. A session that is closed for want of room has not ended by
+that: it goes on as what it was when its next event comes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections import OrderedDict
 import msgspec
 import trio
 
-from trimaran._events import UNSET, Event, SessionEnd, SessionStart
+from trimaran._events import UNSET, Event, Generation, SessionEnd, SessionStart, ToolCall
+from trimaran._pipeline.collector import Totals
 from trimaran._pipeline.ledger import Statistics
 from trimaran._session import Session
 from trimaran._telemetry import Telemetry
@@ -75,40 +77,54 @@ def _sum(one: Statistics, other: Statistics) -> Statistics:
     )
 
 
-class _Recorded:
-    """One session while it is open."""
+class _Course:
+    """What a session came to so far, for as long as the recording is read."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    __slots__ = ("_first", "_last", "_totals", "has_ended", "project_id")
+
+    def __init__(self, project_id: str) -> None:
+        self.project_id = project_id
         self.has_ended = False
-        self.leave = trio.Event()
-        self.left = trio.Event()
         self._first: int | None = None
         self._last: int | None = None
+        self._totals = Totals()
 
-    async def send(self, event: Event) -> None:
-        """Hand *event* over, waiting for room; a cancel leaves it untracked."""
-        await self.session.send(event)
+    def add(self, event: Event) -> None:
+        """*event* was handed over."""
         if isinstance(event, (SessionStart, SessionEnd)):
             self.has_ended = isinstance(event, SessionEnd)
+        elif isinstance(event, Generation):
+            self._totals.count_generation(event)
+        elif isinstance(event, ToolCall):
+            self._totals.tool_calls += 1
         if event.timestamp is not UNSET:
             self._last = event.timestamp
             if self._first is None:
                 self._first = event.timestamp
 
-    async def end(self) -> bool:
-        """Make the end that the recording lacks, and say so.
-
-        Its totals are the session's to fill in.
-        """
-        if self.has_ended:
-            return False
+    def end(self) -> SessionEnd:
+        """The end that the recording lacks."""
         if self._first is None or self._last is None:
-            await self.send(SessionEnd())
-        else:
-            duration = max(0, self._last - self._first)
-            await self.send(SessionEnd(timestamp=self._last, duration_ms=duration))
-        return True
+            return self._totals.complete(SessionEnd())
+        duration = max(0, self._last - self._first)
+        return self._totals.complete(SessionEnd(timestamp=self._last, duration_ms=duration))
+
+
+class _Recorded:
+    """One session while it is open."""
+
+    def __init__(self, session: Session, course: _Course) -> None:
+        self.session = session
+        self.course = course
+        self.is_over = False
+        """Whether no event will come any more."""
+        self.leave = trio.Event()
+        self.left = trio.Event()
+
+    async def send(self, event: Event) -> None:
+        """Hand *event* over, waiting for room; a cancel leaves it untracked."""
+        await self.session.send(event)
+        self.course.add(event)
 
 
 class RecordedSessions:
@@ -140,6 +156,8 @@ class RecordedSessions:
         self._project_id = project_id
         self._places = trio.Semaphore(most_open)
         self._open: OrderedDict[str | None, _Recorded] = OrderedDict()
+        self._courses: dict[str | None, _Course] = {}
+        """Of all sessions that were open once."""
         self._leaving: dict[str | None, trio.Event] = {}
         self._unsettled: set[Session] = set()
         self._books = Books()
@@ -166,38 +184,48 @@ class RecordedSessions:
         self.is_waiting = False
 
     async def _open_for(self, event: Event, key: str | None) -> _Recorded:
-        """Open the session whose first event *event* is; makes its start, if that is none."""
+        """Open the session that *event* is of; makes its start, if that is its first, and none."""
+        course = self._courses.get(key)
+        if course is not None:
+            return await self._reopened(key, course)
+        start = event if isinstance(event, SessionStart) else None
+        project_id = self._project_id or (start.project_id if start else "")
+        course = self._courses[key] = _Course(project_id)
+        recorded = await self._reopened(key, course)
+        if start is None:
+            self.made += 1
+            await recorded.send(SessionStart(timestamp=event.timestamp, project_id=project_id))
+        return recorded
+
+    async def _reopened(self, key: str | None, course: _Course) -> _Recorded:
+        """Open a session, for the first time or to go on with *course*."""
         if key in self._leaving:
             # The same session, closed before for want of room: its events keep their order.
             await self._leaving[key].wait()
         if self._places.value == 0:
             self._close_some()
         await self._places.acquire()
-        start = event if isinstance(event, SessionStart) else None
-        project_id = self._project_id or (start.project_id if start else "")
-        recorded: _Recorded = await self._nursery.start(self._keep, key, project_id)
+        recorded: _Recorded = await self._nursery.start(self._keep, key, course)
         self._open[key] = recorded
-        if start is None:
-            self.made += 1
-            await recorded.send(SessionStart(timestamp=event.timestamp, project_id=project_id))
         return recorded
 
     async def _keep(
-        self, key: str | None, project_id: str, *, task_status: trio.TaskStatus[_Recorded]
+        self, key: str | None, course: _Course, *, task_status: trio.TaskStatus[_Recorded]
     ) -> None:
         """Keep a session open until it is closed, and then until it is delivered."""
         async with self._telemetry.session(
             session_id=key,
             parent_session_id=self._parent_id,
-            project_id=project_id,
+            project_id=course.project_id,
             announce=False,
         ) as session:
             self._unsettled.add(session)
-            recorded = _Recorded(session)
+            recorded = _Recorded(session, course)
             task_status.started(recorded)
             try:
                 await recorded.leave.wait()
-                await self._end(recorded)
+                if recorded.is_over:
+                    await self._end(recorded)
             except trio.Cancelled:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_WORD):
                     await self._end(recorded)
@@ -210,24 +238,39 @@ class RecordedSessions:
         self._leaving.pop(key)
 
     async def _end(self, recorded: _Recorded) -> None:
-        if await recorded.end():
+        """Make the end that the recording lacks."""
+        if not recorded.course.has_ended:
+            await recorded.send(recorded.course.end())
             self.made += 1
 
     def _close_some(self) -> None:
         """Close those that have ended, or had no event for longest."""
-        by_use = sorted(self._open, key=lambda key: not self._open[key].has_ended)
+        by_use = sorted(self._open, key=lambda key: not self._open[key].course.has_ended)
         for key in by_use[:_CLOSED_AT_ONCE]:
-            self._close(key)
+            self._close(key, is_over=False)
 
-    def _close(self, key: str | None) -> None:
+    def _close(self, key: str | None, *, is_over: bool) -> None:
         recorded = self._open.pop(key)
+        recorded.is_over = is_over
         self._leaving[key] = recorded.left
         recorded.leave.set()
 
-    def close(self) -> None:
-        """Close all; their tasks end when they are delivered."""
+    async def close(self) -> None:
+        """Close all, with the ends that the recording lacks; their tasks end when they are
+        delivered. A cancel leaves those without an end that were closed before.
+        """
+        without_end = [
+            key
+            for key, course in self._courses.items()
+            if key not in self._open and not course.has_ended
+        ]
         for key in list(self._open):
-            self._close(key)
+            self._close(key, is_over=True)
+        self.is_waiting = True
+        for key in without_end:
+            await self._reopened(key, self._courses[key])
+            self._close(key, is_over=True)
+        self.is_waiting = False
 
     def books(self) -> Books:
         """What became of everything up to this moment; final when the telemetry is left."""

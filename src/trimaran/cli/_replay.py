@@ -198,7 +198,7 @@ class _Replay:
                     )
                     watching.start_soon(self._watch, sessions, scope, telemetry.decision.url)
                     await self._read_all(source, sessions)
-                    sessions.close()
+                    await sessions.close()
                 watching.cancel_scope.cancel()
             self._show(sessions.books().total)
 

@@ -54,8 +54,7 @@ def pipe(*, to: str | None, **given: object) -> int:
 
     Reading waits for the endpoint; nothing is dropped for want of room. A line that cannot be
     used is reported, and the rest goes on. Log records that are no events are counted. Of more
-    than 1,000 sessions at once, those that were idle longest are ended, and begun anew if they
-    go on.
+    than 1,000 sessions at once, those that were idle longest are put aside until they go on.
 
     \b
     Examples:
