@@ -294,7 +294,20 @@ def test_only_as_many_rows_as_a_person_reads() -> None:
     books.add("s0", trimaran.Statistics(tracked=1, dropped={"rejected": 1, "closed": 2}))
 
     assert len(books.rows) == 20
-    assert books.sessions == 30
     assert books.rows["s0"].dropped == {"rejected": 2, "closed": 2}
     assert books.total.tracked == 61
     assert books.total.dropped == {"rejected": 31, "closed": 2}
+
+
+async def test_a_session_that_was_put_aside_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where it has no row of its own."""
+    monkeypatch.setattr(_recorded, "_MOST_ROWS", 1)
+    events = [(call(number), session_id) for number, session_id in enumerate("abcabc")]
+
+    arrived, sessions = await replayed(events, lambda t, n: RecordedSessions(t, n, most_open=1))
+
+    assert len(arrived) == sessions.books().sessions == 3
+    assert len(sessions.books().rows) == 1
+    assert sessions.made == 6

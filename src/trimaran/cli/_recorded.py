@@ -48,13 +48,12 @@ class Books:
         self.rows: dict[str, Statistics] = {}
         """By session id, of as many sessions as a person reads."""
         self.sessions: int = 0
+        """How many there were; each once, however often it was put aside."""
 
     def add(self, session_id: str, statistics: Statistics) -> None:
         """A session came to this."""
         self.total = _sum(self.total, statistics)
         known = self.rows.get(session_id)
-        if known is None:
-            self.sessions += 1
         if known is not None or len(self.rows) < _MOST_ROWS:
             self.rows[session_id] = _sum(known or Statistics(), statistics)
 
@@ -276,7 +275,7 @@ class RecordedSessions:
         """What became of everything up to this moment; final when the telemetry is left."""
         books = Books()
         books.total, books.rows = self._books.total, dict(self._books.rows)
-        books.sessions = self._books.sessions
+        books.sessions = len(self._courses)
         for session in self._unsettled:
             books.add(session.id, session.statistics())
         return books
