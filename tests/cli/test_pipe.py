@@ -219,14 +219,22 @@ async def test_tokens_come_from_a_file_and_are_never_shown(
 
     with_token = await command("pipe", "--credentials", credentials, stdin=CALL.encode())
     without = await command("pipe", "--url", receiver.url, stdin=CALL.encode())
+    credentials.write_text(json.dumps({"url": receiver.url, "token": "sesame43"}))
+    with_another = await command(
+        "pipe", "--credentials", credentials, "--timeout", 5, stdin=CALL.encode()
+    )
 
     assert with_token.status == 0
     assert total(with_token.out) == ["3", "3", "0"]
     assert without.status == 1
     assert total(without.out) == ["3", "0", "3", "rejected"]
-    assert "trimaran: telemetry rejected (status: 401" in without.err
-    for ended in (with_token, without):
-        assert "sesame42" not in ended.out + ended.err
+    assert "trimaran: telemetry rejected (status: 401, reason: " in without.err
+    assert "3 events were not delivered; put right what it says above" in without.err
+    assert with_another.status == 1
+    assert total(with_another.out) == ["3", "0", "3", "unauthorized"]
+    assert "its token is refused: correct the file that --credentials names" in with_another.err
+    for ended in (with_token, without, with_another):
+        assert "sesame4" not in ended.out + ended.err
 
 
 async def test_bad_lines_alone_are_a_failure(command: Command, receiver: Receiver) -> None:
@@ -393,8 +401,8 @@ async def test_langfuse_gets_traces(command: Command, endpoint: LoopbackEndpoint
     assert total(ended.out) == ["3", "0", "3", "rejected"]
     assert "Look at" not in ended.out
     assert ended.err.endswith(
-        "trimaran: 3 events were not delivered; send them again when it works; to find out what is "
-        "wrong: trimaran status --to langfuse\n"
+        "trimaran: 3 events were not delivered; put right what it says above, or they are refused "
+        "again; to find out what is wrong: trimaran status --to langfuse\n"
     )
     assert {request.target for request in endpoint.requests} == {"/api/public/otel/v1/traces"}
     assert endpoint.requests[0].headers["authorization"].startswith("Basic ")

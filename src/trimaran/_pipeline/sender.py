@@ -19,6 +19,7 @@ from trimaran._pipeline import wire
 from trimaran._pipeline.batch import MOST_TOGETHER, Batch, KeptBatch, ready
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.retry import Verdict, backoff, judge
+from trimaran._pipeline.words import words_of
 from trimaran._settings import Settings
 from trimaran._spool.keeper import SpoolKeeper
 from trimaran._transport import HANDED_OVER, Answer, GivenUp, Request, TransportError
@@ -175,7 +176,7 @@ class Sender:
             return arrived
         if verdict is Verdict.HALVE:
             return self._drop(batch, DropReason.TOO_LARGE)
-        self._diagnostics.warn("telemetry rejected", status=answer.status)
+        self._diagnostics.warn("telemetry rejected", status=answer.status, **_reason(answer.body))
         return self._drop(batch, DropReason.REJECTED)
 
     def _request_of(self, batch: Batch, body: bytes) -> Request:
@@ -281,7 +282,9 @@ class Sender:
         refused_reports = sum(index < batch.reports for index in refused)
         refused_events = len(refused) - refused_reports
         if refused:
-            self._diagnostics.warn("telemetry partly rejected", events=len(refused))
+            self._diagnostics.warn(
+                "telemetry partly rejected", events=len(refused), **_reason(answer.body)
+            )
         if answer is HANDED_OVER:
             self._ledger.hand_over(batch.tracked)
         else:
@@ -297,3 +300,9 @@ class Sender:
         if batch.kept is not None:
             batch.kept.decided(batch.tracked)
         return not batch.reports
+
+
+def _reason(answer: bytes) -> dict[str, str]:
+    """Why something was refused, where the endpoint says so."""
+    words = words_of(answer)
+    return {"reason": words} if words else {}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from functools import partial
 
 import click
 import msgspec
 from rich.console import Console
 
+from trimaran._pipeline.ledger import DropReason
 from trimaran._settings import Settings
 from trimaran.cli._errors import FAILED
 from trimaran.cli._options import replay_options, to_option
@@ -121,8 +123,7 @@ def exit_status(
     tally, total = outcome.tally, outcome.books.total
     lost = total.tracked - total.delivered
     if lost:
-        test = "" if to is None else f"; to find out what is wrong: trimaran status --to {to}"
-        say(stderr, f"{lost:,} events were not delivered; send them again when it works{test}")
+        say(stderr, f"{lost:,} events were not delivered; {_advice(total.dropped, to)}")
     if interrupt.signal is not None:
         say(stderr, f"ended by {interrupt.signal.name}; the rest was not read")
         return interrupt.exit_status
@@ -130,3 +131,13 @@ def exit_status(
         say(stderr, "no line was an event; see: trimaran pipe --help")
         return FAILED
     return 0 if outcome.is_complete else FAILED
+
+
+def _advice(dropped: Mapping[str, int], to: str | None) -> str:
+    """What a person can do about what was lost."""
+    test = "" if to is None else f"; to find out what is wrong: trimaran status --to {to}"
+    if dropped.get(DropReason.REJECTED, 0):
+        return f"put right what it says above, or they are refused again{test}"
+    if dropped.get(DropReason.UNAUTHORIZED, 0):
+        return f"its token is refused: correct the file that --credentials names{test}"
+    return f"send them again when it works{test}"

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from trimaran._pipeline.redact import mask_text
+from trimaran._pipeline.words import words_of
 from trimaran._transport import Answer
 from trimaran.cli._system import EXPERIMENT_HEADER
 from trimaran.cli._terminal import printable
 from trimaran.cli.status_target import Target
-from trimaran.otlp import json_form
 from trimaran.otlp.form import form_of, problem_with_form
 
 __all__ = ["of_answer", "of_failure", "of_silence"]
 
 _GRPC_PORT = 4317
 """Where OTLP is spoken over gRPC, by convention; over HTTP it is at 4318."""
-
-_LONGEST_WORDS = 200
-"""Characters of a server's own words."""
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -150,15 +146,8 @@ def _is_page(answer: Answer) -> bool:
 
 def _words_of(answer: Answer) -> str:
     """The server's own words, in brackets behind a sentence; "" where it has none to speak of."""
-    if _is_page(answer):
-        return ""
-    said = json_form.message_of_status(answer.body)
-    if not said and problem_with_form("protobuf") is None:
-        said = form_of("protobuf").message_of_status(answer.body)
-    if not said:
-        try:
-            said = answer.body.decode()
-        except UnicodeDecodeError:
-            return ""
-    said = mask_text(" ".join(said.split()))[:_LONGEST_WORDS]
-    return f'. It says: "{printable(said)}"' if said else ""
+    said = answer.body
+    if problem_with_form("protobuf") is None:
+        said = form_of("protobuf").message_of_status(said).encode() or said
+    words = printable(words_of(said))
+    return f'. It says: "{words}"' if words else ""
