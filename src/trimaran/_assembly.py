@@ -13,6 +13,7 @@ from trimaran._account import Account, AccountProvider, CredentialsError
 from trimaran._decision import Decision, Tier
 from trimaran._destination import ENDPOINT
 from trimaran._diagnostics import Diagnostics
+from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.outages import Outages
 from trimaran._endpoint.through_parent import ThroughParent
 from trimaran._endpoint.token import is_usable_token
@@ -63,6 +64,7 @@ def assemble(decision: Decision, account: Account | None, token: str | None, hos
         user_email=user_email,
         traceparent=traceparent_of(host.environ.get(TRACEPARENT), host.diagnostics),
         parent=None,
+        consent=consent_of(None, None, host),
     )
 
 
@@ -74,13 +76,17 @@ def assemble_in_session(
     Args:
         parent: whose session it is.
         decision: where events go once the parent is gone; disabled, they go nowhere then, nor
-            where the parent has a transport of its host's own and this process has not.
+            where the parent has a transport or a switch of its host's own and this process
+            has not.
         account: as in :func:`assemble`, and so for the next two.
         token: the account's token of the moment.
         host: the rest.
     """
     outages = Outages(host.diagnostics, host.now)
-    is_direct = decision.enabled and not (parent.has_own_transport and host.transport is None)
+    is_direct = decision.enabled and not (
+        (parent.has_own_transport and host.transport is None)
+        or (parent.has_own_consent and host.consent is None)
+    )
     endpoint = ThroughParent(
         parent,
         direct=endpoint_of(
@@ -117,6 +123,7 @@ def assemble_in_session(
         user_email=user_email,
         traceparent=parent.traceparent,
         parent=parent,
+        consent=endpoint,
     )
     return shared, endpoint
 
@@ -130,6 +137,7 @@ def _shared(
     user_email: str,
     traceparent: str,
     parent: Parent | None,
+    consent: Consent | ThroughParent,
 ) -> Shared:
     return Shared(
         routes=routes,
@@ -142,6 +150,8 @@ def _shared(
         names_destinations=bool(host.destinations),
         environ=host.environ,
         has_own_transport=host.transport is not None,
+        has_own_consent=host.consent is not None,
+        is_withdrawn=lambda: consent.is_withdrawn,
         traceparent=traceparent,
         parent=parent,
         version=text_of(host.version),

@@ -64,8 +64,11 @@ async def attach(
       comes later is dropped here as ``closed``.
     - When the parent dies, what it did not take goes to the endpoint directly, if the parent
       was anonymous, or *account* says who is logged in; else it is dropped as
-      ``unauthorized``. So it is where the parent's host brought a *transport* of its own, and
-      none is given here. What the parent was taking at that moment may arrive twice.
+      ``unauthorized``. So it is where the parent's host brought a *transport* or a *consent*
+      of its own, and none is given here. What the parent was taking at that moment may arrive
+      twice.
+    - When consent is withdrawn in the parent, the parent takes nothing, and what is dropped here
+      for that, as ``consent_withdrawn``, goes no other way.
     - Without a parent in the environment, or with telemetry switched off there or by a switch
       of this process's own, the session does nothing, no task is started and nothing opened.
 

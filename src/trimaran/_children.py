@@ -20,7 +20,14 @@ import trio
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._events import Event
-from trimaran._handover import Unreadable, child_of, key_and_body, places_in, tracked_events
+from trimaran._handover import (
+    WITHDRAWN,
+    Unreadable,
+    child_of,
+    key_and_body,
+    places_in,
+    tracked_events,
+)
 from trimaran._host_events import HostEvents
 from trimaran._process import ProcessError, ProcessListener, ProcessReceiveChannel, listening
 from trimaran._spans import Place
@@ -52,6 +59,7 @@ class Children:
         take: hands an event over to the session, waiting for room; with its place among the
             spans.
         refuse: told of an event of no use, which is to be counted.
+        is_withdrawn: whether nothing may be sent any more: then no batch is taken.
         diagnostics: where trouble is told.
         environ: where the directory for sockets comes from.
         strict: whether a bug comes out.
@@ -64,6 +72,7 @@ class Children:
         *,
         take: Callable[[Event, Place | None], Awaitable[None]],
         refuse: Callable[[], None],
+        is_withdrawn: Callable[[], bool],
         diagnostics: Diagnostics,
         environ: Mapping[str, str],
         strict: bool,
@@ -72,6 +81,7 @@ class Children:
         self._name = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:24]
         self._hand_over = take
         self._refuse = refuse
+        self._is_withdrawn = is_withdrawn
         self._diagnostics = diagnostics
         self._environ = environ
         self._strict = strict
@@ -138,7 +148,10 @@ class Children:
                 async for frame in channel:
                     key, body = key_and_body(frame)
                     child = child_of(key)
-                    await self._take(child, key, body)
+                    if self._is_withdrawn():
+                        await channel.acknowledge(WITHDRAWN)
+                    else:
+                        await self._take(child, key, body)
             # It has left in order, and will not ask again.
             self._known.pop(child, None)
         except trio.BrokenResourceError:

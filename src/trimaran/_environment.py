@@ -55,6 +55,9 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     has_own_transport: bool = False
     """Whether the host brought what sends, of which a child has none, unless it brings its own:
     what the library itself would send is not what the host has chosen."""
+    has_own_consent: bool = False
+    """Whether the host has a switch of its own, which a child cannot ask: without the parent it
+    goes no way of its own then, unless it brings one, too."""
     version: str = ""
     """The host's, sent as ``cli_version``."""
     project_id: str = ""

@@ -19,7 +19,18 @@ from trimaran._host_events import HostEvents, UnusableEvent
 from trimaran._pipeline.entry import MOST_MILLISECONDS
 from trimaran._spans import Place, span_number
 
-__all__ = ["Unreadable", "child_of", "frame_of", "key_and_body", "places_in", "tracked_events"]
+__all__ = [
+    "WITHDRAWN",
+    "Unreadable",
+    "child_of",
+    "frame_of",
+    "key_and_body",
+    "places_in",
+    "tracked_events",
+]
+
+WITHDRAWN = b"consent withdrawn"
+"""What is answered to a batch that is not taken, since nothing may be sent any more."""
 
 _HEAD = b"trimaran %d " % PROTOCOL
 _LONGEST_KEY = 1024

@@ -22,7 +22,7 @@ from trimaran._children import Children
 from trimaran._current import current
 from trimaran._diagnostics import Diagnostics
 from trimaran._ends import Ends
-from trimaran._environment import Parent, with_parent, without_parent
+from trimaran._environment import Parent, with_parent, without_consent, without_parent
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
@@ -107,6 +107,7 @@ class LiveSession(Session):
             key_prefix,
             take=self._take_from_child,
             refuse=self._refuse_from_child,
+            is_withdrawn=shared.is_withdrawn,
             diagnostics=shared.diagnostics,
             environ=shared.environ,
             strict=settings.strict,
@@ -252,12 +253,20 @@ class LiveSession(Session):
     def to_env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """See :meth:`Session.to_env`."""
         base = os.environ if base is None else base
+        if self._shared.is_withdrawn():
+            return without_consent(base)
         above = 0 if self._spans is None else self._spans.above()
         span_id = f"{above:016x}" if above else ""
         parent = self._shared.parent
         environ = with_parent(
             base,
-            self._as_parent(span_id) if parent is None else replace(parent, span_id=span_id),
+            self._as_parent(span_id)
+            if parent is None
+            else replace(
+                parent,
+                span_id=span_id,
+                has_own_consent=parent.has_own_consent or self._shared.has_own_consent,
+            ),
         )
         if environ is None:
             self._diagnostics.warn("telemetry takes no children", reason="its context is too long")

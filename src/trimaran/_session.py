@@ -106,8 +106,8 @@ class Session(abc.ABC):
 
         The child gets there with :func:`~trimaran.attach`. It is told of the session, of who
         its parent is and how to reach it, of the decision, and by ``TRACEPARENT`` of the
-        trace; never of a token. Where telemetry was switched off, it stays off in the child;
-        where none is set up, the child is told nothing.
+        trace; never of a token. Where telemetry was switched off, at the start or by now, it
+        stays off in the child; where none is set up, the child is told nothing.
 
         The first call opens a socket, in a directory of the user's own, which ends with the
         session.

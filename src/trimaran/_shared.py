@@ -83,6 +83,10 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str]
     has_own_transport: bool
     """Whether the host brought what sends."""
+    has_own_consent: bool
+    """Whether it can switch off in the middle, by a function of its own."""
+    is_withdrawn: Callable[[], bool]
+    """Whether nothing may be sent any more, to whomever; from any thread."""
     traceparent: str
     """What the roots of its sessions stand below, unless a session says otherwise; "" for
     nothing."""
@@ -132,6 +136,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             is_over=is_over,
             url=self._anonymous_url(),
             has_own_transport=self.has_own_transport,
+            has_own_consent=self.has_own_consent,
             version=self.version,
             project_id=context.project_id,
             agent=context.agent,

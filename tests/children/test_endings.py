@@ -532,6 +532,7 @@ def test_what_was_never_opened_is_abandoned_without_a_trace() -> None:
         "s",
         take=forget,
         refuse=lambda: None,
+        is_withdrawn=lambda: False,
         diagnostics=None,  # type: ignore[arg-type]
         environ={},
         strict=True,

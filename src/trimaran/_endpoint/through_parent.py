@@ -17,10 +17,10 @@ from msgspec.structs import replace
 
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import Endpoint
-from trimaran._endpoint.consent import Consent
+from trimaran._endpoint.consent import Consent, ConsentWithdrawn
 from trimaran._endpoint.pauses import Pauses
 from trimaran._environment import Parent
-from trimaran._handover import frame_of
+from trimaran._handover import WITHDRAWN, frame_of
 from trimaran._pipeline import wire
 from trimaran._pipeline.ledger import DropReason
 from trimaran._process import PeerClosed, ProcessError, ProcessSendChannel, connect
@@ -67,6 +67,8 @@ class ThroughParent:
         self._channel: ProcessSendChannel | None = None
         self._is_over = parent.is_over
         self._is_gone = False
+        self._is_refused = False
+        """Whether the last that was heard of the parent is that nothing may be sent."""
         self._is_forked = False
 
     @property
@@ -78,6 +80,11 @@ class ThroughParent:
     def with_token(self) -> bool:
         """Whether requests carry a token: the parent's do, but that is the parent's affair."""
         return self._is_gone and self._direct is not None and self._direct.with_token
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether nothing may be sent any more, as far as this process and its parent know."""
+        return self._is_refused or self._consent.is_withdrawn
 
     def next_refresh_at(self) -> float:
         """When a token that was refused may be renewed, by trio's clock."""
@@ -107,7 +114,7 @@ class ThroughParent:
             TransportError: the parent broke off, and may or may not have taken it; or what
                 the endpoint itself raises.
             GivenUp: the parent's session is over, the parent is gone and nobody may send in
-                its place, or consent was withdrawn.
+                its place, or consent was withdrawn: here, or there while it lived.
         """
         if self._is_forked:
             await trio.sleep_forever()  # the parent of this copy sends it
@@ -118,6 +125,8 @@ class ThroughParent:
             except ParentGone as gone:
                 self._is_gone = True
                 self._diagnostics.warn("telemetry parent gone", reason=str(gone))
+        if self._is_refused:
+            raise ConsentWithdrawn
         if self._direct is None:
             raise GivenUp(DropReason.UNAUTHORIZED)
         if self._strips:
@@ -130,7 +139,7 @@ class ThroughParent:
             channel = await self._connected()
             made()
             try:
-                await channel.ask(frame)
+                answer = await channel.ask(frame)
             except ValueError:
                 return _TOO_LARGE
             except PeerClosed:
@@ -140,6 +149,9 @@ class ThroughParent:
                 channel.close()
                 self._channel = None
             else:
+                self._is_refused = answer == WITHDRAWN
+                if self._is_refused:
+                    raise ConsentWithdrawn
                 return _TAKEN
         raise TransportError("the parent broke off")
 
