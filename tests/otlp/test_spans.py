@@ -313,6 +313,64 @@ def test_a_host_gives_its_types_a_mapping_and_others_another() -> None:
     assert attributes(span)["trimaran.sequence_index"] == 3
 
 
+SECRETIVE: dict[str, Any] = {
+    "type": "prompted",
+    "timestamp": 5,
+    "span_id": FIRST,
+    "parent_span_id": SECOND,
+    "duration_ms": 2,
+    "status": "error",
+    "error": "private: the prompt",
+    "prompt": "private",
+    "labels": ["private"],
+    "nested": {"deep": "private"},
+    "agent": "private",
+    "model_id": "private",
+    "count": 2**70,
+    "ratio": 0.5,
+    "is_cached": True,
+    "nothing": None,
+}
+"""An event of a host's own, as its author never thought that it might leave the machine."""
+
+
+@pytest.mark.parametrize("dialect", [PLAIN, OPENINFERENCE, MLFLOW, LANGFUSE], ids=repr)
+@pytest.mark.parametrize("kind", ["prompted", ""])
+def test_of_what_nobody_has_described_no_text_goes_out(kind: str, dialect: Dialect) -> None:
+    """Its type, ids, times, status and numbers do; also where it names no type."""
+    [span] = spans({**SECRETIVE, "type": kind}, dialect=dialect)
+
+    assert "private" not in str(span)
+    assert (span.name, span.is_error) == (kind or "event", True)
+    assert (span.span_id, span.parent_span_id) == (FIRST, SECOND)
+    assert (span.start, span.end) == (3 * MS, 5 * MS)
+    prefix = dialect.prefix
+    own = {"count": str(2**70), "ratio": 0.5, "is_cached": True}
+    assert span.attributes == {f"{prefix}{name}": value for name, value in own.items()}
+
+
+def test_a_shape_lets_text_out() -> None:
+    """One for the type, or one for all types; only for the destination that has it."""
+    for shapes in ({"prompted": Shape()}, {"*": Shape()}):
+        table = table_of(PLAIN, shapes)
+        [span] = spans_of(Body("s", 0, [SECRETIVE]), Origin(), Names(PLAIN, table))
+        assert span.attributes["trimaran.prompt"] == "private"
+        assert span.message == "private: the prompt"
+    [span] = spans(SECRETIVE, dialect=PLAIN)
+    assert "trimaran.prompt" not in span.attributes
+
+
+def test_a_shape_for_all_types_is_for_those_without_one() -> None:
+    """Neither those that are built in, nor those that have one of their own."""
+    shapes = {"*": Shape(name="any"), "deployed": Shape(name="deploy", own=())}
+    names = Names(PLAIN, table_of(PLAIN, shapes))
+    kinds = ["command", "deployed", "prompted", ""]
+    events: list[dict[str, object]] = [{"type": kind, "command_name": "c"} for kind in kinds]
+
+    found = spans_of(Body("s", 0, events), Origin(), names)
+    assert [span.name for span in found] == ["command c", "deploy", "any", "any"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),

@@ -404,8 +404,8 @@ def test_other_text_is_no_transport(text: str) -> None:
     ("changed", "problem"),
     [
         ({}, None),
-        ({"kind": "carrier-pigeon"}, "no transport of the kind carrier-pigeon/1 is known"),
-        ({"version": 2}, "no transport of the kind otlp/2 is known"),
+        ({"kind": "carrier-pigeon"}, "no transport of the kind carrier-pigeon/2 is known"),
+        ({"version": 1}, "no transport of the kind otlp/1 is known"),
         ({"settings": "{}"}, "the settings of its transport are not understood"),
         ({"url": "http://y.test"}, "the settings of its transport are not understood"),
         ({"url": "ftp://x.test"}, "the URL does not start with http:// or https://"),

@@ -29,7 +29,7 @@ from trimaran.otlp.environment import Compression, Encoding, OtlpSettings, Signa
 __all__ = ["KIND", "VERSION", "blueprint_of", "settings_from"]
 
 KIND = "otlp"
-VERSION = 1
+VERSION = 2
 """Of what the fields below mean; counted up with any change of that."""
 
 _DIALECTS: Mapping[str, Dialect] = {

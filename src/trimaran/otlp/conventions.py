@@ -28,6 +28,7 @@ from typing import NamedTuple, TypeAlias, cast
 import msgspec
 
 __all__ = [
+    "ALL",
     "LANGFUSE",
     "MAPPING_VERSION",
     "MLFLOW",
@@ -44,6 +45,7 @@ __all__ = [
     "Value",
     "table_of",
     "value_of",
+    "without_text",
 ]
 
 MAPPING_VERSION: str = "2026-11"
@@ -55,7 +57,13 @@ Fields: TypeAlias = Mapping[str, object]
 """An event as it stands in a batch."""
 Computed: TypeAlias = Callable[[Fields], Iterable[Attribute]]
 
+ALL = "*"
+"""What stands for all types that nobody has described, among a host's own shapes."""
+
 _LONGEST_INT = 2**63
+
+_NO_CONTENT = frozenset({"type", "span_id", "parent_span_id", "status"})
+"""Fields of text that say what happened, where, and whether it failed."""
 
 _TOOL: tuple[Attribute, ...] = (("gen_ai.tool.type", "function"),)
 _MCP_TOOL: tuple[Attribute, ...] = (
@@ -101,7 +109,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     fields: Mapping[str, str] = {}
     """Attribute to field of the event."""
     own: tuple[str, ...] | None = None
-    """Fields without a conventional name, which go out under ours; None for all of them."""
+    """Fields without a conventional name, which go out under ours; None for all of them, text
+    too."""
     computed: tuple[Computed, ...] = ()
     """Attributes that have to be worked out."""
 
@@ -168,6 +177,19 @@ def value_of(value: object) -> Value | None:
         items = cast("list[object]", value)
         return tuple(cast("list[str]", items)) if all(type(i) is str for i in items) else None
     return None
+
+
+def without_text(event: Fields) -> Fields:
+    """What of an event that nobody has described may go out: numbers and truth values.
+
+    Text of a host's own may be a prompt, an answer or an argument, and the host has not said
+    that it is for this destination.
+    """
+    return {
+        field: value
+        for field, value in event.items()
+        if field in _NO_CONTENT or type(value) in {int, float, bool}
+    }
 
 
 def counts_of(event: Fields) -> Counts | None:
@@ -272,7 +294,7 @@ def _langfuse_usage(event: Fields) -> Iterable[Attribute]:
 
 
 OTHER = Shape()
-"""A type that nobody has described: its plain fields, under our names."""
+"""What is left of a type that nobody has described: its plain fields, under our names."""
 
 _MODEL = {
     "gen_ai.request.model": "model_id",
@@ -404,7 +426,8 @@ def table_of(dialect: Dialect, shapes: Mapping[str, Shape]) -> Table:
 
     Args:
         dialect: the names that it needs beside OpenTelemetry's.
-        shapes: what the host's own types become, and built-in ones where it wants another.
+        shapes: what the host's own types become, and built-in ones where it wants another;
+            under :data:`ALL`, what all others of its own become.
     """
     known = {**_OPENTELEMETRY, **shapes, "": OTHER}
     return {

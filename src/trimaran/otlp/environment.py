@@ -78,8 +78,8 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
     dialect: Dialect = OPENINFERENCE
     """Whose names stand beside OpenTelemetry's."""
     shapes: Mapping[str, Shape] = {}
-    """What events of the host's own become, by their ``type``; those that are not here become
-    spans with all their plain fields."""
+    """What events of the host's own become, by their ``type``; ``"*"`` is for all that are not
+    here. Of one without a shape, the span has numbers and truth values alone, and no text."""
     open_root: bool | None = None
     """Whether a session's root goes out when it starts, and again, under the same id, when it
     ends. None for where that is known to replace the first; elsewhere the first one stays, or

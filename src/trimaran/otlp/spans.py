@@ -26,6 +26,7 @@ import msgspec
 from trimaran._pipeline.wire import parent_of, traceparent_of
 from trimaran._trace import trace_of
 from trimaran.otlp.conventions import (
+    ALL,
     OTHER,
     Dialect,
     Fields,
@@ -34,6 +35,7 @@ from trimaran.otlp.conventions import (
     Table,
     Value,
     value_of,
+    without_text,
 )
 
 __all__ = ["Begun", "Body", "Names", "Origin", "Span", "begun_by", "read_body", "spans_of"]
@@ -224,7 +226,9 @@ class _Mapping:
 
     def span(self, kind: str, event: Fields, index: int) -> Span:
         """What any event becomes but a root."""
-        shape = self._table.get(kind) or self._table.get("", OTHER)
+        shape = self._table.get(kind or ALL) or self._table.get(ALL)
+        if shape is None:  # nobody has said what of it may go out
+            shape, event = self._table.get("", OTHER), without_text(event)
         end = _time_of(event, self._body)
         is_error = _is_error(kind, event)
         message = _text(event, "error_message" if kind == "error" else "error")
