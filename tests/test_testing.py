@@ -14,6 +14,7 @@ import trimaran
 from patience import PATIENCE
 from trimaran import Answer, Request, StaticAccount, Tokens, TransportError
 from trimaran._host_events import HostEvents
+from trimaran.otlp import OtlpSettings, OtlpTransport
 from trimaran.testing import Capture, CapturedBatch, ScriptedTransport
 
 pytest_plugins = ["pytester"]
@@ -368,6 +369,31 @@ async def test_under_the_fixture_nothing_touches_the_network(
 
     assert connections(listener) == 0
     assert len(trimaran_capture.events(trimaran.Command)) == 1
+
+
+@pytest.mark.parametrize("wire", ["origin", "otlp"])
+async def test_under_the_fixture_no_environment_of_its_own_leads_to_the_network(
+    wire: str, trimaran_capture: Capture, listener: socket.socket
+) -> None:
+    """What code was told to ignore the variables is refused, and told why."""
+    host, port = listener.getsockname()
+    url = f"http://{host}:{port}"
+    problems: list[trimaran.Problem] = []
+    transport = None if wire == "origin" else OtlpTransport(OtlpSettings(url=url))
+    async with trimaran.open_telemetry(
+        "altimate",
+        environ={"ALTIMATE_TELEMETRY_URL": url},
+        transport=transport,
+        on_problem=problems.append,
+    ) as telemetry:
+        assert telemetry.decision.enabled
+        async with telemetry.session() as session:
+            session.command("init")
+
+    assert connections(listener) == 0
+    assert session.statistics().dropped == {"rejected": 3}
+    assert "no network under trimaran_capture" in str([problem.facts for problem in problems])
+    assert not trimaran_capture.events()
 
 
 async def test_without_the_fixture_the_listener_would_notice(listener: socket.socket) -> None:

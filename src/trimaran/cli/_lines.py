@@ -152,7 +152,7 @@ def _from_python(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict):
         return None
-    mended = cast("dict[str, Any]", jsonable(content))
+    mended = cast("dict[str, Any]", jsonable(cast("object", content)))
     return {key: value for key, value in mended.items() if value is not None}
 
 

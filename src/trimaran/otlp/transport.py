@@ -21,6 +21,7 @@ import trio
 
 from trimaran._decision import loopback_host
 from trimaran._diagnostics import Diagnostics
+from trimaran._pipeline.words import words_of
 from trimaran._transport import Answer, Blueprint, Request, Transport, TransportError
 from trimaran._version import __version__
 from trimaran.otlp.blueprint import blueprint_of
@@ -200,10 +201,11 @@ class OtlpTransport:
             if not refused:
                 return Answer(200)
             return _partly(events, refused)
-        self._tell(answer.status, form.message_of_status(answer.body), None)
+        words = form.message_of_status(answer.body) or words_of(answer.body)
+        self._tell(answer.status, words, None)
         status = _REFUSED if answer.status in _NOT_RETRIED else answer.status
         # Not 207, which the sender would look into: here, it is as good as any other.
-        return Answer(status, answer.retry_after)
+        return Answer(status, answer.retry_after, words.encode(errors="replace"))
 
     def _tell(self, status: int, message: str, rejected: int | None) -> None:
         facts: dict[str, object] = {"status": status}
