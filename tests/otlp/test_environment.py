@@ -100,9 +100,6 @@ def test_everything_else() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("ENDPOINT", "a:1", "does not start with http:// or https://"),
-        ("ENDPOINT", "http://", "names no host"),
-        ("TRACES_ENDPOINT", "http://a:b@c", "carries a user name or password, which is not sent"),
         ("PROTOCOL", "grpc", "not one of http/protobuf, http/json"),
         ("COMPRESSION", "zstd", "not one of gzip, none"),
         ("TIMEOUT", "0", "not a number of milliseconds above 0"),
@@ -121,6 +118,32 @@ def test_what_cannot_be_used_is_left_out_and_told(name: str, value: str, problem
     assert value not in told or value == "0"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("ENDPOINT", "a:1", "does not start with http:// or https://"),
+        ("ENDPOINT", "http://", "names no host"),
+        ("TRACES_ENDPOINT", "http://a:b@c", "carries a user name or password, which is not sent"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_used_is_not_replaced(
+    name: str, value: str, problem: str
+) -> None:
+    """Neither by the default nor by that for all signals: a key is for who it is meant for."""
+    others = {"ENDPOINT": "http://other:1", "HEADERS": "api-key=s3cret"}
+    settings = read(**{**others, name: value})
+
+    assert settings.url == ""
+    assert settings.problems == (f"{PREFIX}{name} {problem}",)
+
+
+def test_a_variable_in_whose_place_something_is_given_may_be_anything() -> None:
+    """It is not looked at."""
+    settings = OtlpSettings.from_environ({f"{PREFIX}ENDPOINT": "a:1"}, endpoint="http://b")
+
+    assert settings == OtlpSettings(url="http://b/v1/traces")
+
+
 def test_the_resource() -> None:
     """The service's own variable goes before its attribute."""
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=a,deployment.environment.name=test%201"}
@@ -137,6 +160,7 @@ def test_the_resource() -> None:
     "wrong",
     [
         {"url": "collector:4318"},
+        {"url": ""},
         {"url": "http://a/?x=1"},
         {"headers": {"": "x"}},
         {"headers": {"a": "s3cret\n"}},

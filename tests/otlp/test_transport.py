@@ -334,8 +334,12 @@ async def test_many_attempts_open_one_client(opened: Open, endpoint: LoopbackEnd
 async def test_problems_of_the_environment_are_told(
     endpoint: LoopbackEndpoint, told: list[dict[str, Any]]
 ) -> None:
-    """With the first attempt."""
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint.url, "OTEL_EXPORTER_OTLP_TIMEOUT": "x"}
+    """All of them, with the first attempt."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint.url,
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "x",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+    }
     transport = OtlpTransport(environ=environ)
 
     for _ in range(2):
@@ -344,7 +348,35 @@ async def test_problems_of_the_environment_are_told(
 
     [line] = told
     assert line["event"] == "telemetry setting ignored"
-    assert "OTEL_EXPORTER_OTLP_TIMEOUT" in line["problem"]
+    assert "OTEL_EXPORTER_OTLP_TIMEOUT: not a number" in line["problem"]
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL: not one of" in line["problem"]
+
+
+async def test_without_an_endpoint_that_can_be_used_nothing_is_sent(
+    endpoint: LoopbackEndpoint, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the default either, although it is there; all is counted, and one line says why."""
+    monkeypatch.setattr("trimaran.otlp.environment._DEFAULT_ENDPOINT", endpoint.url)
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+        "OTEL_EXPORTER_OTLP_HEADERS": "api-key=s3cret",
+    }
+    transport = OtlpTransport(environ=environ)
+    async with trimaran.open_telemetry(
+        "test", environ={}, destinations=[trimaran.Destination(name="traces", transport=transport)]
+    ) as telemetry:
+        async with telemetry.session(announce=False) as session:
+            for _ in range(3):
+                session.command("init")
+    await transport.aclose()
+
+    assert endpoint.requests == []
+    assert session.statistics().dropped == {trimaran.DropReason.REJECTED: 3}
+    assert repr(transport) == "<OtlpTransport: traces to nowhere>"
+    assert transport.blueprint is None
+    [problem] = [line["problem"] for line in told if "problem" in line]
+    assert problem.startswith("OTEL_EXPORTER_OTLP_ENDPOINT does not start with")
+    assert [line["hint"] for line in told if "hint" in line] == ["nothing is sent"]
 
 
 async def test_it_shows_where_it_sends(opened: Open, endpoint: LoopbackEndpoint) -> None:

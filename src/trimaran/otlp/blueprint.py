@@ -74,10 +74,12 @@ _settings = msgspec.json.Decoder(_Settings)
 
 def blueprint_of(settings: OtlpSettings) -> Blueprint | None:
     """What makes a transport with *settings* again; None where that needs a dialect or a
-    function of the host's own.
+    function of the host's own, or nothing is sent.
     """
     is_known = _DIALECTS.get(settings.dialect.name) == settings.dialect
     if not is_known or any(shape.computed for shape in settings.shapes.values()):
+        return None
+    if not settings.url:
         return None
     plain = _Settings(
         url=settings.url,

@@ -7,7 +7,8 @@ Does not know: requests, spans. It opens and reads no file.
 The variables are those of https://opentelemetry.io/docs/specs/otel/protocol/exporter/; one
 for the signal (``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) goes before the one for all
 (``OTEL_EXPORTER_OTLP_ENDPOINT``), and an empty one is none. A value that cannot be used is
-left out and told, as that specification wants it: an agent starts all the same.
+left out and told, as that specification wants it: an agent starts all the same. An endpoint
+that cannot be used is not replaced by the default: headers are keys for one that was meant.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     url: str = signal_url(_DEFAULT_ENDPOINT, "traces")
-    """What is posted to, whole."""
+    """What is posted to, whole. It is "" where a variable should say so, and names none that
+    could be used; nothing is sent then."""
     signal: Signal = "traces"
     """Whether events go out as spans, or as log records that name their spans."""
     headers: Mapping[str, str] = {}
@@ -88,7 +90,8 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What was wrong with variables that were left out."""
 
     def __post_init__(self) -> None:
-        if problem := url_problem(self.url, with_token=False):
+        is_nowhere = self.url == "" and self.problems
+        if not is_nowhere and (problem := url_problem(self.url, with_token=False)):
             raise ValueError(f"OTLP: the URL {problem}")
         for name, value in self.headers.items():
             if problem := _header_problem(name, value):
@@ -120,7 +123,7 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
         if endpoint is not None:
             given["url"] = signal_url(endpoint, signal)
         read = _Variables(environ, signal)
-        found = read.settings()
+        found = read.settings(with_url="url" not in given)
         problems: dict[str, Any] = {"problems": tuple(read.problems)}
         return cls(signal=signal, **{**found, **given, **problems})
 
@@ -133,10 +136,10 @@ class _Variables:
         self._signal: Signal = signal
         self.problems: list[str] = []
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, with_url: bool) -> dict[str, Any]:
         """The fields that variables speak of."""
         found: dict[str, Any] = {
-            "url": self._url(),
+            "url": self._url() if with_url else None,
             "headers": self._headers(),
             "encoding": self._choice("PROTOCOL", _ENCODINGS),
             "compression": self._choice("COMPRESSION", _COMPRESSIONS),
@@ -163,7 +166,7 @@ class _Variables:
         name, value = self._value("ENDPOINT")
         if value is not None and (problem := url_problem(value, with_token=False)):
             self.problems.append(f"{name} {problem}")
-            value = None
+            return ""
         if value is None:
             return signal_url(_DEFAULT_ENDPOINT, self._signal)
         return value if self._signal.upper() in name else signal_url(value, self._signal)

@@ -64,7 +64,8 @@ class OtlpTransport:
     that account's endpoint.
 
     Retries are the sender's, but for what OTLP leaves to nobody: an answer of 500 or 408 is
-    final. A partial success counts as many events as rejected as the server says.
+    final. A partial success counts as many events as rejected as the server says. Where a
+    variable names an endpoint that cannot be used, all events are rejected, and nothing is sent.
 
     Args:
         settings: where to and how; those of the environment, if None.
@@ -98,7 +99,7 @@ class OtlpTransport:
         self._http: Transport | None = None
         self._opening = trio.Lock()
         self._diagnostics = Diagnostics(trio.current_time)
-        self._untold = list(settings.problems)
+        self._untold = settings.problems
         self._names = Names(
             settings.dialect,
             table_of(settings.dialect, settings.shapes),
@@ -118,7 +119,7 @@ class OtlpTransport:
         }
 
     def __repr__(self) -> str:
-        return f"<OtlpTransport: {self._settings.signal} to {self._settings.url}>"
+        return f"<OtlpTransport: {self._settings.signal} to {self._settings.url or 'nowhere'}>"
 
     @property
     def blueprint(self) -> Blueprint | None:
@@ -136,8 +137,13 @@ class OtlpTransport:
 
     async def attempt_with(self, request: Request, headers: Mapping[str, str]) -> Answer:
         """As :meth:`attempt`, with further *headers*, in lower case; they are not kept."""
-        while self._untold:
-            self._diagnostics.warn("telemetry setting ignored", problem=self._untold.pop(0))
+        if self._untold:
+            problems, self._untold = self._untold, ()
+            self._diagnostics.warn("telemetry setting ignored", problem="; ".join(problems))
+        if not self._settings.url:
+            self._diagnostics.warn("telemetry destination missing", hint="nothing is sent")
+            await trio.lowlevel.checkpoint()
+            return Answer(_REFUSED)
         http = await self._opened()
         try:
             encoded = self.encoded(request)
