@@ -83,6 +83,7 @@ def assemble_in_session(
         host: the rest.
     """
     outages = Outages(host.diagnostics, host.now)
+    consent = consent_of(None, None, host)
     is_direct = decision.enabled and not (
         (parent.has_own_transport and host.transport is None)
         or (parent.has_own_consent and host.consent is None)
@@ -100,12 +101,13 @@ def assemble_in_session(
         if is_direct
         else None,
         takes_spans=wants_spans(host.transport),
-        consent=consent_of(None, None, host),
+        consent=consent,
         diagnostics=host.diagnostics,
     )
     route = Route(
         name=ENDPOINT,
         endpoint=endpoint,
+        consent=consent,
         outages=outages,
         diagnostics=host.diagnostics,
         budget=MemoryBudget(host.settings.memory_bytes),

@@ -82,6 +82,8 @@ class End:
     @property
     def cancelled_because(self) -> DropReason:
         """Why that is dropped which pends here when time runs out."""
+        if self.route.consent.is_withdrawn:
+            return DropReason.CONSENT_WITHDRAWN
         return self._sender.held_back_by or DropReason.DRAIN_TIMEOUT
 
     @trio.lowlevel.enable_ki_protection

@@ -118,7 +118,10 @@ class Ends:
             branch.end()
         for end in self.each:
             end.close_books(is_cancelled=is_cancelled)
-        self._intake.close(DropReason.DRAIN_TIMEOUT if is_cancelled else DropReason.BUG)
+        reason = DropReason.DRAIN_TIMEOUT
+        if all(end.route.consent.is_withdrawn for end in self.each):
+            reason = DropReason.CONSENT_WITHDRAWN
+        self._intake.close(reason if is_cancelled else DropReason.BUG)
 
     def abandon(self) -> None:
         """Their stages will never run; nothing has come to them."""

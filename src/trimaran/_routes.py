@@ -163,10 +163,11 @@ def _route(
     return Route(
         name=name,
         endpoint=endpoint,
+        consent=consent,
         outages=outages,
         diagnostics=host.diagnostics,
         budget=MemoryBudget(share),
-        keeper=_spool_keeper(bound_to, folder, host),
+        keeper=_spool_keeper(bound_to, folder, consent, host),
         wants_spans=wants_spans(transport),
         ahead=ahead,
         beside=beside,
@@ -253,7 +254,9 @@ def consent_of(provider: AccountProvider | None, account: Account | None, host: 
     )
 
 
-def _spool_keeper(destination: str, folder: str | None, host: Host) -> SpoolKeeper | None:
+def _spool_keeper(
+    destination: str, folder: str | None, consent: Consent, host: Host
+) -> SpoolKeeper | None:
     """None where nothing is to be written to disk. Opens nothing yet.
 
     A *folder* of its own keeps a destination's batches, and the room that they take, apart.
@@ -276,6 +279,7 @@ def _spool_keeper(destination: str, folder: str | None, host: Host) -> SpoolKeep
         ),
         run=in_a_thread() if host.run_blocking is None else host.run_blocking,
         diagnostics=host.diagnostics,
+        is_withdrawn=lambda: consent.is_withdrawn,
     )
 
 

@@ -15,6 +15,7 @@ from trimaran._decision import Tier
 from trimaran._destination import ENDPOINT
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import WayOut
+from trimaran._endpoint.consent import Consent
 from trimaran._endpoint.outages import Outages
 from trimaran._environment import PROTOCOL, Parent
 from trimaran._hooks import Hooks
@@ -48,6 +49,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Of the destination."""
     endpoint: WayOut
+    consent: Consent
+    """Whether anything may go there."""
     outages: Outages
     diagnostics: Diagnostics
     budget: MemoryBudget

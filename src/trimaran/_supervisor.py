@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from trimaran._current import current, entered
+from trimaran._endpoint.consent import Consent
 from trimaran._forked import tell_if_forked
 from trimaran._live_session import LiveSession
 from trimaran._log_context import named_in_logs
@@ -111,6 +112,9 @@ class Supervisor:
                                 )
                         self.is_ready.set()
                         await self._closing.wait()
+                        for route in self.shared.routes:
+                            if route.keeper is not None and route.keeper.is_in_use:
+                                beside.start_soon(_ask_once_more, route.consent, route.keeper)
                         await self._let_sessions_leave()
                     beside.cancel_scope.cancel()
         except BaseException:
@@ -156,6 +160,8 @@ class Supervisor:
             if shared.settings.strict:
                 raise
         finally:
+            if reason is DropReason.DRAIN_TIMEOUT and route.consent.is_withdrawn:
+                reason = DropReason.CONSENT_WITHDRAWN
             route.outages.leave(books)
             books.close(reason)
 
@@ -189,6 +195,17 @@ class Supervisor:
             route.endpoint.forked()
             if route.keeper is not None:
                 route.keeper.forked()
+
+
+@trio.lowlevel.enable_ki_protection
+async def _ask_once_more(consent: Consent, keeper: SpoolKeeper) -> None:
+    """What is on disk outlives us: if it may not be sent, it leaves the disk before we do.
+
+    Those who send may come to no request any more that would ask for it.
+    """
+    await consent.look()
+    if consent.is_withdrawn:
+        await keeper.withdraw()
 
 
 @trio.lowlevel.enable_ki_protection

@@ -223,6 +223,8 @@ class Endpoint:
             return await self._post(request, None, made)
         token = await tokens.current()
         if token is None:
+            # A batch that is held makes no request: who logs out is heard here.
+            await self._consent.require()
             return None
         answer = await self._post(request, token, made)
         if answer.status != _UNAUTHORIZED:

@@ -89,6 +89,11 @@ class Consent:
             if token_is_new and not is_known:
                 raise TransportError("the account of a new token cannot be looked up")
 
+    async def look(self) -> None:
+        """Ask the account anew, for :attr:`is_withdrawn`. A checkpoint only where there is one."""
+        if self._provider is not None:
+            await self._look_up_account(self._provider, at_once=True)
+
     @property
     def is_withdrawn(self) -> bool:
         """Whether nothing may be sent any more, as far as is known without asking an account."""

@@ -291,6 +291,8 @@ class SpoolFile:
         Raises:
             SpoolError: nothing was taken over.
         """
+        if not self._is_there():
+            return [], []
         with self._transaction() as database:
             owners = database.execute(
                 "SELECT DISTINCT owner FROM batches WHERE owner != ?", (self._owner,)
@@ -366,6 +368,8 @@ class SpoolFile:
         Raises:
             SpoolError: it stays on disk, unsent.
         """
+        if not self._is_there():
+            return
         if handed_by is None:
             self.take_over()
         with self._errors_told():
@@ -404,6 +408,11 @@ class SpoolFile:
         if self._lock is not None:
             self._lock.release(remove=False)
             self._lock = None
+
+    def _is_there(self) -> bool:
+        """Whether anybody put anything yet: to find nothing, no file is made."""
+        with self._errors_told():
+            return self._database is not None or (self._directory / FILE_NAME).exists()
 
     def _may_have_expired(self, now: float) -> bool:
         """Whether it is time to look for what is too old, which looks at every batch."""

@@ -62,12 +62,22 @@ class SpoolKeeper:
         file: the queue on disk.
         run: runs what blocks, aside.
         diagnostics: where a disk that fails is told.
+        is_withdrawn: whether nothing may be sent any more; then nothing is put on disk either,
+            and what is there goes as soon as that is noticed.
     """
 
-    def __init__(self, file: SpoolFile, *, run: RunBlocking, diagnostics: Diagnostics) -> None:
+    def __init__(
+        self,
+        file: SpoolFile,
+        *,
+        run: RunBlocking,
+        diagnostics: Diagnostics,
+        is_withdrawn: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._file = file
         self._run = run
         self._diagnostics = diagnostics
+        self._is_withdrawn = is_withdrawn
         self._kept: dict[str, KeptBatch] = {}
         self._decided: dict[str, None] = {}
         """Keys of batches whose fate is known, and which are still on disk; in their order."""
@@ -79,14 +89,21 @@ class SpoolKeeper:
         """*batches* with their places on disk; unchanged where there is none to be had.
 
         Those that another process has there are left out: it, or its heir, delivers them.
-        A cancel leaves open whether they are on disk: they count as not.
+        A cancel leaves open whether they are on disk: they count as not. Without consent they
+        go on from memory, to the sender, who asks for it; what was there before is withdrawn.
         """
+        if self._is_withdrawn():
+            if self.is_in_use:
+                await self.withdraw()
+            return list(batches)
         withdrawals = self._withdrawals
         decided = list(self._decided)
         elsewhere: set[str] = set()
 
         def put() -> None:
             evicted: list[Evicted] = []
+            if self._withdrawals != withdrawals:
+                return
             with self._file.together():
                 self._file.remove(decided)
                 for batch in batches:
@@ -125,6 +142,11 @@ class SpoolKeeper:
             replace(batch, kept=place) if place.is_on_disk else batch
             for batch, place in zip(batches, places, strict=True)
         ]
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether something of ours is on disk, as far as is known."""
+        return bool(self._kept or self._decided)
 
     def keeps(self, key: str) -> bool:
         """Whether the batch of that key is on disk, and its fate open."""
@@ -244,13 +266,20 @@ class SpoolKeeper:
     async def withdraw(self) -> None:
         """Consent is gone: nothing stays on disk, and nothing of it is sent.
 
-        Booked before it is done, since consent is gone whether the disk obeys or not.
+        Booked before it is done, since consent is gone whether the disk obeys or not; where it
+        does not, or a cancel comes between, it is done with the next that leaves.
         """
+        self._evict_all()
+        decided = list(self._decided)
+        if await self._withdraw(None):
+            self._removed(decided)
+
+    def _evict_all(self) -> None:
         self._withdrawals += 1
         kept, self._kept = self._kept, {}
-        for batch in kept.values():
+        for key, batch in kept.items():
             batch.evicted(DropReason.CONSENT_WITHDRAWN)
-        await self._withdraw(None)
+            self._decided[key] = None  # should the disk not obey now
 
     async def also_handed_by(self, handed_by: str, keys: Sequence[str]) -> bool:
         """Somebody hands over once more what is kept: it is theirs too, to be taken back.
@@ -301,12 +330,21 @@ class SpoolKeeper:
         self._file.forked()
 
     async def aclose(self) -> None:
-        """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. What is kept stays."""
+        """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. Nothing is sent any more;
+        what is kept stays, unless consent is gone.
+        """
         decided = list(self._decided)
+        is_to_go = self.is_in_use and self._is_withdrawn()
+        if is_to_go:
+            for kept in self._kept.values():
+                kept.is_being_sent = False
+            self._evict_all()
 
         def close() -> None:
             try:
-                if decided:
+                if is_to_go:
+                    self._file.withdraw()
+                elif decided:
                     self._file.remove(decided)
             finally:
                 self._file.close()
