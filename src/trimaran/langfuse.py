@@ -13,7 +13,7 @@ import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 
-from trimaran.otlp.conventions import LANGFUSE, Shape
+from trimaran.otlp.conventions import LANGFUSE, Shape, is_texts
 from trimaran.otlp.environment import OtlpSettings
 from trimaran.otlp.transport import OtlpTransport
 
@@ -52,8 +52,19 @@ def langfuse_settings(
         environ: where variables are looked up; ``os.environ``, if None.
 
     Raises:
-        ValueError: a key is missing, or the URL is none. The message names the variable.
+        ValueError: a key is missing, the URL is none, or a value is not of its kind. The message
+            names the variable.
     """
+    texts = {
+        "public_key": public_key,
+        "secret_key": secret_key,
+        "base_url": base_url,
+        "environment": environment,
+        "service_name": service_name,
+    }
+    for name, text in texts.items():
+        if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"Langfuse: {name} must be text")
     environ = os.environ if environ is None else environ
     keys = [
         _needed(given, variable, environ)
@@ -64,7 +75,7 @@ def langfuse_settings(
     ]
     base = base_url or environ.get("LANGFUSE_BASE_URL", "").strip() or _CLOUD
     environment = environment or environ.get("LANGFUSE_TRACING_ENVIRONMENT", "").strip()
-    name = service_name or environ.get("OTEL_SERVICE_NAME", "").strip()
+    service_name = service_name or environ.get("OTEL_SERVICE_NAME", "").strip()
     return OtlpSettings(
         url=base.rstrip("/") + _TRACES,
         headers={
@@ -74,9 +85,9 @@ def langfuse_settings(
         },
         timeout=timeout,
         certificate=certificate,
-        service_name=name,
+        service_name=service_name,
         resource={"langfuse.environment": environment} if environment else {},
-        tags=tuple(tags),
+        tags=tuple(tags) if is_texts(tags) else tags,  # type: ignore[arg-type]  # refused there
         dialect=LANGFUSE,
         shapes={} if shapes is None else shapes,
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from trimaran.otlp import OtlpSettings
+from trimaran.otlp import OtlpSettings, Shape
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 
@@ -161,6 +166,7 @@ def test_the_resource() -> None:
     [
         {"url": "collector:4318"},
         {"url": ""},
+        {"endpoint": 4318},
         {"url": "http://a/?x=1"},
         {"headers": {"": "x"}},
         {"headers": {"a": "s3cret\n"}},
@@ -172,6 +178,74 @@ def test_what_code_gives_has_to_be_right(wrong: dict[str, Any]) -> None:
         OtlpSettings.from_environ({}, **wrong)
 
     assert "s3cret" not in str(caught.value)
+
+
+WRONG: list[tuple[str, list[object]]] = [
+    ("url", [None, 1, b"http://a"]),
+    ("signal", ["metrics", None, ["traces"]]),
+    ("headers", [None, "a=b", {"s3cret": 1}, {1: "s3cret"}, [("a", "s3cret")]]),
+    ("encoding", ["xml", None]),
+    ("compression", ["zstd", None, True]),
+    ("timeout", ["3", -1, 0, math.nan, True, None]),
+    ("certificate", [1, "", Path("ca.pem")]),
+    ("client_certificate", [1, ""]),
+    ("client_key", [b"key", ""]),
+    ("service_name", [None, 1]),
+    ("resource", [{"a": 1, "b": "s3cret"}, {"a": None}, {1: "s3cret"}, "a=b"]),
+    ("tags", ["nightly", b"nightly", ("a", 1), None, {"a"}]),
+    ("dialect", ["mlflow", None]),
+    ("shapes", [{"x": 1}, {1: Shape()}, None, [Shape()]]),
+    ("open_root", [1, "yes"]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, v) for field, vs in WRONG for v in vs])
+def test_what_code_gives_is_looked_at_when_it_is_given(field: str, value: object) -> None:
+    """Else each attempt would fail later, or half of it would go out. The field is named."""
+    made: list[Callable[..., OtlpSettings]] = [OtlpSettings, partial(OtlpSettings.from_environ, {})]
+    for make in made:
+        with pytest.raises(ValueError, match=rf"OTLP:.* {field}|OTLP: the URL") as caught:
+            make(**{field: value})
+        assert "s3cret" not in str(caught.value)
+
+
+def test_every_setting_is_looked_at() -> None:
+    """But for the problems, which this library writes itself."""
+    assert {field for field, _ in WRONG} == {*OtlpSettings.__struct_fields__} - {"problems"}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", [None, 1]),
+        ("subject", [None, 1]),
+        ("kind", [2, "client", None]),
+        ("always", [{"a": ["b"]}, {"a": None}, {"a": 2**63}, {"a": ("b", 1)}, {1: "a"}, "a", None]),
+        ("fields", [{"a": 1}, {1: "a"}, ("a",), None]),
+        ("own", ["attempt", ("a", 1), {"a"}]),
+        ("computed", [None, (1,), len]),
+    ],
+)
+def test_a_shape_is_looked_at_when_it_is_made(field: str, values: list[object]) -> None:
+    """A text in the place of many is not taken for its letters."""
+    for value in values:
+        with pytest.raises(ValueError, match=f"Shape: {field} must be"):
+            Shape(**{field: value})  # type: ignore[arg-type]
+
+
+def test_every_kind_of_sequence_and_mapping_will_do() -> None:
+    """Also those that cannot be changed."""
+    fixed = MappingProxyType({"a": "b"})
+    always = MappingProxyType({"a": ("b",), "c": 2**63 - 1, "d": True, "e": 0.5})
+    settings = OtlpSettings(
+        headers=fixed,
+        resource=fixed,
+        tags=["a", "b"],  # type: ignore[arg-type]
+        timeout=3,
+        shapes=MappingProxyType({"x": Shape(fields=fixed, own=["a"], always=always)}),  # type: ignore[arg-type]
+    )
+
+    assert settings.headers == {"a": "b"}
 
 
 def test_no_header_is_shown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from base64 import b64decode
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -93,6 +94,20 @@ def test_a_missing_key_is_named(environ: dict[str, str], missing: str) -> None:
     """By its variable."""
     with pytest.raises(ValueError, match=missing):
         langfuse_settings(environ=environ)
+
+
+@pytest.mark.parametrize(
+    "name", ["public_key", "secret_key", "base_url", "environment", "service_name", "tags"]
+)
+@pytest.mark.parametrize("make", [langfuse_settings, langfuse_transport])
+def test_what_is_not_of_its_kind_is_named(make: Callable[..., object], name: str) -> None:
+    """At once, and nothing of it is quoted."""
+    for value in (7, b"s3cret"):
+        with pytest.raises(ValueError, match=f"{name} must be") as caught:
+            make(**{"environ": KEYS, name: value})
+        assert "s3cret" not in str(caught.value)
+    with pytest.raises(ValueError, match="tags must be"):
+        make(environ=KEYS, tags="nightly")
 
 
 def test_what_is_given_goes_before_variables() -> None:

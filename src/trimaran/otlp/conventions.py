@@ -21,7 +21,7 @@ usage details exclude each other, and it adds them up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias, cast
 
@@ -43,6 +43,8 @@ __all__ = [
     "Shape",
     "Table",
     "Value",
+    "is_mapping_of_text",
+    "is_texts",
     "table_of",
     "value_of",
     "without_text",
@@ -97,6 +99,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     A span is named ``"{name} {field}"`` with the value of the field that *subject* names,
     and lasts ``duration_ms`` until the event's time, where the event has that field.
     Its status is an error where the field ``status`` says ``"error"``.
+
+    Raises:
+        ValueError: a value is not of its kind.
     """
 
     name: str = ""
@@ -113,6 +118,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     too."""
     computed: tuple[Computed, ...] = ()
     """Attributes that have to be worked out."""
+
+    def __post_init__(self) -> None:
+        for name, (holds, expected) in _OF_A_SHAPE.items():
+            if not holds(getattr(self, name)):
+                raise ValueError(f"Shape: {name} must be {expected}")
 
 
 Table: TypeAlias = Mapping[str, Shape]
@@ -143,6 +153,54 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Dialect({self.name!r})"
+
+
+def is_texts(value: object) -> bool:
+    """A sequence of texts, and not one text, which is a sequence of its letters."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(item, str) for item in cast("Sequence[object]", value))
+
+
+def is_mapping_of_text(value: object) -> bool:
+    """Names of text, and text under each of them."""
+    if not isinstance(value, Mapping):
+        return False
+    pairs = cast("Mapping[object, object]", value).items()
+    return all(isinstance(key, str) and isinstance(text, str) for key, text in pairs)
+
+
+def _is_constant(value: object) -> bool:
+    """What an attribute can hold."""
+    if type(value) is int:
+        return -_LONGEST_INT <= value < _LONGEST_INT
+    return isinstance(value, (str, bool, float)) or (is_texts(value) and isinstance(value, tuple))
+
+
+def _are_constants(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    pairs = cast("Mapping[object, object]", value).items()
+    return all(isinstance(key, str) and _is_constant(constant) for key, constant in pairs)
+
+
+def _are_functions(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(callable, cast("tuple[object, ...]", value)))
+
+
+_OF_A_SHAPE: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "name": (lambda value: isinstance(value, str), "text"),
+    "subject": (lambda value: isinstance(value, str), "the name of a field, or empty"),
+    "kind": (lambda value: isinstance(value, Kind), "a Kind"),
+    "always": (
+        _are_constants,
+        "a mapping of names to text, numbers, True, False or tuples of text",
+    ),
+    "fields": (is_mapping_of_text, "a mapping of attributes to names of fields"),
+    "own": (lambda value: value is None or is_texts(value), "a tuple of names of fields, or None"),
+    "computed": (_are_functions, "a tuple of functions"),
+}
+"""What each value of a shape has to be."""
 
 
 class Counts(NamedTuple):

@@ -14,14 +14,20 @@ that cannot be used is not replaced by the default: headers are keys for one tha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import unquote
 
 import msgspec
 
 from trimaran._decision import url_problem
-from trimaran.otlp.conventions import OPENINFERENCE, Dialect, Shape
+from trimaran.otlp.conventions import (
+    OPENINFERENCE,
+    Dialect,
+    Shape,
+    is_mapping_of_text,
+    is_texts,
+)
 
 __all__ = ["Compression", "Encoding", "OtlpSettings", "Signal", "signal_url"]
 
@@ -49,7 +55,7 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where OTLP goes and how. ``repr`` shows no header's value: they carry keys.
 
     Raises:
-        ValueError: the URL is none, or a header cannot be sent.
+        ValueError: a value is not of its kind, the URL is none, or a header cannot be sent.
     """
 
     url: str = signal_url(_DEFAULT_ENDPOINT, "traces")
@@ -93,6 +99,8 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
         is_nowhere = self.url == "" and self.problems
         if not is_nowhere and (problem := url_problem(self.url, with_token=False)):
             raise ValueError(f"OTLP: the URL {problem}")
+        for field in _FIELDS:
+            _require(field, getattr(self, field))
         for name, value in self.headers.items():
             if problem := _header_problem(name, value):
                 raise ValueError(f"OTLP: {problem}")
@@ -120,12 +128,64 @@ class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: what is given cannot be used.
         """
+        _require("signal", signal)
         if endpoint is not None:
-            given["url"] = signal_url(endpoint, signal)
+            given["url"] = signal_url(str(endpoint), signal)
         read = _Variables(environ, signal)
         found = read.settings(with_url="url" not in given)
         problems: dict[str, Any] = {"problems": tuple(read.problems)}
         return cls(signal=signal, **{**found, **given, **problems})
+
+
+def _one_of(choices: object) -> tuple[Callable[[object], bool], str]:
+    known: tuple[str, ...] = get_args(choices)
+    return known.__contains__, " or ".join(map(repr, known))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_path(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value != "")
+
+
+def _is_timeout(value: object) -> bool:
+    return type(value) in {int, float} and cast("float", value) > 0
+
+
+def _are_shapes(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    pairs = cast("Mapping[object, object]", value).items()
+    return all(isinstance(kind, str) and isinstance(shape, Shape) for kind, shape in pairs)
+
+
+_PATH = "a path as text, or None"
+
+_FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "signal": _one_of(Signal),
+    "headers": (is_mapping_of_text, "a mapping of text to text"),
+    "encoding": _one_of(Encoding),
+    "compression": _one_of(Compression),
+    "timeout": (_is_timeout, "a number of seconds above 0"),
+    "certificate": (_is_path, _PATH),
+    "client_certificate": (_is_path, _PATH),
+    "client_key": (_is_path, _PATH),
+    "service_name": (_is_text, "text"),
+    "resource": (is_mapping_of_text, "a mapping of text to text"),
+    "tags": (is_texts, "a tuple of texts"),
+    "dialect": (lambda value: isinstance(value, Dialect), "a Dialect, such as OPENINFERENCE"),
+    "shapes": (_are_shapes, "a mapping of types of events to a Shape each"),
+    "open_root": (lambda value: value is None or type(value) is bool, "True, False or None"),
+}
+"""What each setting has to be. None of them is quoted: there may be a key in it."""
+
+
+def _require(field: str, value: object) -> None:
+    holds, expected = _FIELDS[field]
+    if not holds(value):
+        raise ValueError(f"OTLP: {field} must be {expected}")
 
 
 class _Variables:
