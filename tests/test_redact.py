@@ -395,7 +395,56 @@ def test_what_is_left_of_a_text(text: str, masked: str) -> None:
     assert masked == mask_text(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "curl -u bob:{} https://h.test",
+        "curl --user 'bob:{}' https://h.test",
+        'curl -s -U "bob:{}" h.test',
+        "wget --proxy-user=bob:{} h.test",
+        "mysql -u root -p{} shop",
+        "mysqldump -uroot -p '{}' shop",
+        "sshpass -p {} ssh host",
+        "docker login -u bob -p {} registry.test",
+        "podman login -p={}",
+        "machine h.test login bob password {}",
+        "create user bob identified by '{}'",
+        "SharedAccessSignature sig={}&se=1",
+        "password is {}",
+        "the token is `{}`",
+        "GH_TOKEN {} was refused",
+        "my password {}",
+        "OPENAI_KEY={}",
+        "export STRIPE_KEY='{}'",
+        "password%3D{}%26a",
+    ],
+)
+def test_a_secret_that_no_name_stands_before(text: str) -> None:
+    """As command lines have them, and people write."""
+    masked = mask_text(text.format("9f3cQ71xTz80"))
+
+    assert_no_trace(masked, "9f3cQ71xTz80")
+    assert masked == mask_text(masked)
+
+
+def test_what_no_name_stands_before_is_masked_alone() -> None:
+    """The rest of a command line can still be read."""
+    assert mask_text("mysql -u root -phunter2 shop") == "mysql -u root -p[masked:secret] shop"
+    assert mask_text("curl -u 'bob:a b' h") == "curl -u 'bob:[masked:secret]' h"
+    assert mask_text("sshpass -p 'a b' ssh h") == "sshpass -p '[masked:secret]' ssh h"
+
+
 CLEAN = (
+    "docker run -u 1000:1000 -p 8080:80 image",
+    "ssh -p 22 host, then curl -s https://h.test",
+    "password is required",
+    "the token is expired, and the password is read-only",
+    "the secret is out",
+    "token limit reached, password field missing, secret santa",
+    "the login page",
+    "identified by its name",
+    "the cache key item12345 is gone",
+    "PRIMARY_KEY=id PARTITION_KEY=day IDEMPOTENCY_KEY=none KEY=left",
     *words("session session_id ses_1 author: authors=3 authored_by: sam tokens tokens_used"),
     *words("tokenizer cookiecutter secretary keyboard monkey passed bypass compass keys hash"),
     "the token count is 5",
@@ -510,6 +559,8 @@ fragments = st.sampled_from(
         *("dXNlcjpwYXNz", "robin", "robin@mail.example", "/home/", "C:\\Users\\", HOME),
         *("cookie: ", "Authorization: ", "\\n", "[masked:token]", "[masked:secret]", "null"),
         *("max_token=1", "API key", "tokens", "user:pw@host", "</token>", "<token>"),
+        *("curl -u a:", "mysql -p", "login -p '", "password is ", "token ", "a1b2c3", "_KEY="),
+        *("identified by '", "%3D", "SharedAccessSignature sig=", "login a password "),
     ]
 )
 
@@ -571,6 +622,8 @@ UNITS = (
     *("-token ", "'--token',", "max_token=1", "token=null ", "api key", "?key=", "&a", "\\\\'"),
     *("eyJ", "eyJ.", "sk-", "sk-a", "ghp_", "AKIA", "SG.", "xoxb-", "glpat-", "1234567:AA"),
     *("Bearer ", "Bearer a", "Basic ", "Basic a", "-----BEGIN ", "-----BEGIN PRIVATE KEY-----"),
+    *("curl -u ", "curl -u a:", "mysql ", "mysql -", "login ", "login -p ", "password is ", "a1"),
+    *("identified by '", "SharedAccessSignature sig=", "token ", "token a1b2c3 ", "A_KEY=", "%3D"),
     *("/home/", "/home/a ", "C:\\Users\\", "C:\\Users\\a ", "\\home\\", "%40", HOME, "é", "a:b!"),
 )
 

@@ -18,6 +18,8 @@ import enum
 import re
 from collections.abc import Iterable
 
+from trimaran._pipeline.unnamed import mask_commands, mask_prose
+
 __all__ = ["NAMED_MARKER", "KeyKind", "key_kind", "mask_text"]
 
 NAMED_MARKER = "[masked:secret]"  # known by its key
@@ -82,6 +84,14 @@ _QUERY_WORDS = _words("code key sig signature sas pass pw")
 """Secret as the last word of a parameter of a URL."""
 
 
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_KEY\Z")
+_OPEN_KEYS = _words(
+    "cache candidate composite foreign group hash idempotency index join map object partition"
+    " primary public range registry row sort unique"
+)
+"""What makes a key of another kind than one that opens something."""
+
+
 def key_kind(name: str) -> KeyKind:
     """Whether a secret stands under *name*, in snake, kebab, camel or dotted case."""
     words = [word.lower() for word in _WORD.findall(name)]
@@ -89,6 +99,8 @@ def key_kind(name: str) -> KeyKind:
         return KeyKind.PLAIN
     if _COMPOUNDS.search("".join(words)):
         return KeyKind.COUNTED if words[-1].endswith("s") else KeyKind.HIDDEN
+    if _VARIABLE.match(name) and _OPEN_KEYS.isdisjoint(words):
+        return KeyKind.COUNTED  # of the environment: STRIPE_KEY
     if words[-1] in _LAST_WORDS:
         return KeyKind.COUNTED
     for index, word in enumerate(words):
@@ -112,7 +124,7 @@ _ASSIGNED = re.compile(
     (?:
         (?: (?P<before>[A-Za-z]++)[ ] )?   # "API key: ..."
         (?P<key>[\w.\-]++)
-        (?: \\*+["'`]?\]?+ \s*+ (?: =>|:=|={1,3}|:(?!:|//) ) \s*+ | (?P<element>>)(?=\S) )
+        (?: \\*+["'`]?\]?+ \s*+ (?: =>|:=|={1,3}|:(?!:|//)|%3[AaDd] ) \s*+ | (?P<element>>)(?=\S) )
     |
         (?P<flag>-[\w.\-]++)               # "--token abc", "'--token', 'abc'"
         (?: ["'],\s*+ | \s++ ) (?!--)
@@ -292,7 +304,8 @@ def _mask_by_context(text: str, home: str | None) -> str:
         text = _PEM.sub(_PEM_MARKER, text)
     lowered = text.lower()
     if any(hint in lowered for hint in _NAME_HINTS):
-        text = _mask_assigned(text)
+        text = mask_prose(_mask_assigned(text), NAMED_MARKER)
+    text = mask_commands(text, lowered, NAMED_MARKER)
     if "bearer" in lowered:
         text = _BEARER.sub(rf"\1{_SHAPE_MARKER}", text)
     if "basic" in lowered:
