@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from base64 import b64decode
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import trimaran
 from conftest import LoopbackEndpoint
 from patience import PATIENCE
 from trimaran.langfuse import langfuse_settings, langfuse_transport
+from trimaran.otlp import OtlpTransport, Shape
 
 KEYS = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": "sk-lf-s3cret"}
 
@@ -130,6 +132,90 @@ def test_what_is_given_goes_before_variables() -> None:
     assert (given.service_name, given.resource) == ("b", {"langfuse.environment": "b"})
     assert b64decode(given.headers["authorization"].split()[1]) == b"p:s"
     assert "s3cret" not in repr(read)
+
+
+def test_certificates_are_those_of_the_variables_that_the_advice_names() -> None:
+    """Of OTLP's, that for spans first; what is given goes before them."""
+    prefix = "OTEL_EXPORTER_OTLP_"
+    environ = {
+        **KEYS,
+        f"{prefix}CERTIFICATE": "all.pem",
+        f"{prefix}TRACES_CERTIFICATE": "ca.pem",
+        f"{prefix}CLIENT_CERTIFICATE": "me.pem",
+        f"{prefix}CLIENT_KEY": "me.key",
+    }
+    read = langfuse_settings(environ=environ)
+    given = langfuse_settings(
+        certificate="c", client_certificate="d", client_key="e", environ=environ
+    )
+
+    assert (read.certificate, read.client_certificate) == ("ca.pem", "me.pem")
+    assert read.client_key == "me.key"
+    assert (given.certificate, given.client_certificate, given.client_key) == ("c", "d", "e")
+
+
+async def test_what_a_transport_is_given_reaches_its_settings(tmp_path: Path) -> None:
+    """Also what is about the connection: a certificate that is not there is missed by name."""
+    missing = str(tmp_path / "missing.pem")
+    transport = langfuse_transport(
+        environ=KEYS, base_url="https://127.0.0.1:1", certificate=missing
+    )
+    given: dict[str, Any] = {
+        "shapes": {"deployment": Shape()},
+        "client_certificate": "me.pem",
+        "client_key": "me.key",
+        "timeout": 2.5,
+        "tags": ("nightly",),
+        "environment": "ci",
+    }
+
+    with pytest.raises(trimaran.TransportError, match=r"missing\.pem: No such file"):
+        await transport.attempt(
+            trimaran.Request("", {}, b'{"session_id":"s","timestamp":0,"events":[]}')
+        )
+    both = [langfuse_transport(environ=KEYS, **given), langfuse_settings(environ=KEYS, **given)]
+    assert isinstance(both[0], OtlpTransport)
+    assert both[0]._settings == both[1]
+
+
+@pytest.mark.parametrize("name", ["LANGFUSE_BASE_URL", "LANGFUSE_HOST", "base_url"])
+def test_a_url_that_is_none_is_named_by_who_said_so(name: str) -> None:
+    """The variable or the argument; it is not quoted, for there may be a key in it."""
+    environ = {**KEYS, name: "https://pk:s3cret@langfuse.example.com"}
+
+    with pytest.raises(ValueError, match=f"Langfuse: the URL in {name} carries a") as caught:
+        langfuse_settings(environ=environ, base_url=environ.get("base_url"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_older_variable_of_the_address_is_known() -> None:
+    """Who has set only that one does not mean the cloud: the keys are not for it."""
+    environ = {**KEYS, "LANGFUSE_HOST": "https://own.example.com"}
+
+    assert langfuse_settings(environ=environ).url.startswith("https://own.example.com/api/")
+    environ["LANGFUSE_BASE_URL"] = "https://newer.example.com"
+    assert langfuse_settings(environ=environ).url.startswith("https://newer.example.com/api/")
+
+
+@pytest.mark.parametrize("environment", ["Langfuse PROD!", "langfuse-x", "prod\n", "a" * 41, "ü"])
+def test_an_environment_that_langfuse_would_not_take(environment: str) -> None:
+    """Given, it is an error; from the variable, it is left out and told, and the rest goes out."""
+    with pytest.raises(ValueError, match="Langfuse: environment must be at most 40 characters"):
+        langfuse_settings(environment=environment, environ=KEYS)
+    told = langfuse_settings(environ={**KEYS, "LANGFUSE_TRACING_ENVIRONMENT": f"{environment}."})
+    assert told.resource == {}
+    [problem] = told.problems
+    assert problem.startswith("LANGFUSE_TRACING_ENVIRONMENT must be")
+    assert environment not in problem
+
+
+@pytest.mark.parametrize("environment", ["production", "a" * 40, "my-langfuse_1", "-"])
+def test_an_environment_that_langfuse_takes(environment: str) -> None:
+    """Goes out as it is."""
+    settings = langfuse_settings(environ={**KEYS, "LANGFUSE_TRACING_ENVIRONMENT": environment})
+
+    assert settings.resource == {"langfuse.environment": environment}
+    assert settings.problems == ()
 
 
 def test_without_a_url_it_is_the_cloud() -> None:

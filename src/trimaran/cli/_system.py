@@ -125,7 +125,7 @@ def _langfuse(environ: Mapping[str, str]) -> System:
         settings=settings,
         address="LANGFUSE_BASE_URL",
         credential=" and ".join(_KEYS),
-        trust=SYSTEM_TRUST,
+        trust=f"{_OTLP}_CERTIFICATE or {SYSTEM_TRUST}",
         look=f"{parts.scheme}://{parts.netloc}, in the project of the keys, under Tracing",
     )
 

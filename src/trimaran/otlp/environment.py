@@ -29,7 +29,14 @@ from trimaran.otlp.conventions import (
     is_texts,
 )
 
-__all__ = ["Compression", "Encoding", "OtlpSettings", "Signal", "signal_url"]
+__all__ = [
+    "Compression",
+    "Encoding",
+    "OtlpSettings",
+    "Signal",
+    "certificates_from",
+    "signal_url",
+]
 
 Signal: TypeAlias = Literal["traces", "logs"]
 Encoding: TypeAlias = Literal["protobuf", "json"]
@@ -49,6 +56,13 @@ def signal_url(endpoint: str, signal: Signal) -> str:
     path = f"/v1/{signal}"
     base = endpoint.rstrip("/")
     return base if base.endswith(path) else base + path
+
+
+def certificates_from(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """The fields of settings that name files with certificates, as variables for spans say it;
+    None where none does.
+    """
+    return _Variables(environ, "traces").certificates()
 
 
 class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,15 +218,18 @@ class _Variables:
             "encoding": self._choice("PROTOCOL", _ENCODINGS),
             "compression": self._choice("COMPRESSION", _COMPRESSIONS),
             "timeout": self._timeout(),
-            "certificate": self._value("CERTIFICATE")[1],
-            "client_certificate": self._value("CLIENT_CERTIFICATE")[1],
-            "client_key": self._value("CLIENT_KEY")[1],
+            **self.certificates(),
         }
         resource = self._resource()
         name = self._environ.get("OTEL_SERVICE_NAME", "").strip()
         found["service_name"] = name or resource.get("service.name")
         found["resource"] = {k: v for k, v in resource.items() if k != "service.name"}
         return {field: value for field, value in found.items() if value is not None}
+
+    def certificates(self) -> dict[str, str | None]:
+        """The fields that name files with certificates; None where no variable does."""
+        fields = ("certificate", "client_certificate", "client_key")
+        return {field: self._value(field.upper())[1] for field in fields}
 
     def _value(self, what: str) -> tuple[str, str | None]:
         """The variable that says *what*, and what it says; None where none does."""

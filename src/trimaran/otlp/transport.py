@@ -300,6 +300,6 @@ def _with_advice(error: str, settings: OtlpSettings) -> str:
         return error
     trusted = settings.certificate or "the operating system's trust store"
     return (
-        f"{error} (trusted: {trusted}; OTEL_EXPORTER_OTLP_CERTIFICATE names a file with other "
-        "certificates)"
+        f"{error} (trusted: {trusted}; OTEL_EXPORTER_OTLP_CERTIFICATE or SSL_CERT_FILE names a "
+        "file with other certificates)"
     )
