@@ -230,6 +230,11 @@ async def _make_trouble(world: RelayWorld) -> None:
                 await Process("person", random=random).run(partial(_stop_relay, world))
             case 5 | 6:
                 world.tokens[random.choice(ACCOUNTS[1:])] += 1
+            case 7 if relay is not None and not relay.is_over:
+                address = world.place.address()
+                if address is not None and address.exists():
+                    world.seen["socket removed"] += 1
+                    address.unlink()
             case _:
                 pass
 

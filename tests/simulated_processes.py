@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
@@ -202,9 +203,9 @@ class _File(SpoolFile):
 class _Place(RelayPlace):
     """A relay's place, in which a dead one changes nothing."""
 
-    def retract(self) -> None:
+    def retract(self, address: Path) -> None:
         if not running.get().is_dead:
-            super().retract()
+            super().retract(address)
 
 
 async def _connect(path: Any) -> trio.SocketStream:
@@ -259,7 +260,7 @@ def kernel(*, send_room: int) -> Iterator[None]:
         mock.patch.object(End, "__init__", begin),
         mock.patch("trimaran._process.end._SEND_ROOM", send_room),
         mock.patch("trimaran._relay.client.connect", _connect),
-        mock.patch("trimaran._relay.server.listening", _listening),
+        mock.patch("trimaran._relay.door.listening", _listening),
         mock.patch("trimaran._relay.server.RelayPlace", _Place),
         mock.patch("trimaran._relay.outlet.SpoolFile", _File),
         mock.patch("trimaran._spool.file.SpoolFile", _File),

@@ -225,8 +225,10 @@ def test_a_place_without_a_relay_has_no_address(tmp_path: Path) -> None:
     place.announce(Path("/first"))
     place.announce(Path("/second"))
     assert place.address() == Path("/second")
-    place.retract()
-    place.retract()
+    place.retract(Path("/first"))  # which is somebody else's by now
+    assert place.address() == Path("/second")
+    place.retract(Path("/second"))
+    place.retract(Path("/second"))
     assert place.address() is None
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from trimaran._spool.lock import OwnerLock, lives
+from trimaran._spool.lock import OwnerLock, holder, lives
 from trimaran._spool.values import SpoolError
 
 
@@ -37,6 +37,47 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     seized = OwnerLock.seized(tmp_path, "me")
     assert seized is not None
     seized.release(remove=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
+    """Once that process has signed it; what a dead one signed is overwritten."""
+    (tmp_path / "me.lock").write_text("12345678901234567890")
+    assert holder(tmp_path, "other") is None
+    lock = OwnerLock.taken(tmp_path, "me")
+
+    lock.sign()
+
+    assert holder(tmp_path, "me") == os.getpid()
+    (tmp_path / "me.lock").write_text("nobody")
+    assert holder(tmp_path, "me") is None
+    lock.release(remove=True)
+
+
+def test_a_disk_that_is_full_keeps_nobody_from_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds it is not said then, and that is all."""
+    lock = OwnerLock.taken(tmp_path, "me")
+    monkeypatch.setattr(os, "pwrite", out_of_locks)
+
+    lock.sign()
+
+    assert holder(tmp_path, "me") is None
+    assert lives(tmp_path, "me")
+    lock.release(remove=True)
+
+
+def test_somebody_elses_lock_is_left_where_it_is(tmp_path: Path) -> None:
+    """Its own file was removed, and another owner made one there."""
+    first = OwnerLock.taken(tmp_path, "me")
+    (tmp_path / "me.lock").unlink()
+    second = OwnerLock.taken(tmp_path, "me")
+
+    first.release(remove=True)
+
+    assert lives(tmp_path, "me")
+    second.release(remove=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -66,7 +107,7 @@ def test_nothing_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     lock.release(remove=True)
 
 
-def out_of_locks(_descriptor: int, _operation: int) -> NoReturn:
+def out_of_locks(*_of: object) -> NoReturn:
     """What a network drive may say."""
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -205,6 +205,10 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
             self.strangers += 1
             stream.socket.close()
 
+    def is_there(self) -> bool:
+        """Whether its file is: nobody can connect any more when that was removed."""
+        return _file_number(self.path) == self._file
+
     def close(self) -> None:
         """Stop listening, and remove the file. Does not wait; connections stay.
 
@@ -213,7 +217,7 @@ class ProcessListener(trio.abc.Listener[trio.SocketStream]):
         if self._socket.fileno() == -1:
             return
         # The file first: one that nobody listens at says that its process has died.
-        if os.getpid() == self._pid and _file_number(self.path) == self._file:
+        if os.getpid() == self._pid and self.is_there():
             self.path.unlink(missing_ok=True)
         if trio.lowlevel.in_trio_run():
             trio.lowlevel.notify_closing(self._socket)

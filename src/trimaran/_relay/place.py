@@ -13,7 +13,7 @@ import platformdirs
 
 from trimaran._settings import Relay, Settings
 from trimaran._spool.file import make_private
-from trimaran._spool.lock import OwnerLock, lives
+from trimaran._spool.lock import OwnerLock, holder, lives
 
 __all__ = ["RelayPlace", "relay_of"]
 
@@ -61,7 +61,10 @@ class RelayPlace:
             OSError: the directory or a file in it cannot be made.
         """
         make_private(self.directory)
-        return OwnerLock.seized(self.directory, _RELAY)
+        lock = OwnerLock.seized(self.directory, _RELAY)
+        if lock is not None:
+            lock.sign()
+        return lock
 
     def starting(self) -> OwnerLock | None:
         """Become the one who starts a relay; None while another does. Raises as :meth:`lock`."""
@@ -76,6 +79,12 @@ class RelayPlace:
             OSError: it cannot be found out.
         """
         return lives(self.directory, _RELAY)
+
+    def holder(self) -> int | None:
+        """The process that is the relay; None where there is none, or it does not say. Raises
+        as :meth:`is_held`.
+        """
+        return holder(self.directory, _RELAY) if self.is_held() else None
 
     def sweep(self) -> None:
         """Remove the locks that relays which were killed left; for who holds the lock here,
@@ -101,7 +110,8 @@ class RelayPlace:
         new.symlink_to(address)
         new.replace(self._address)
 
-    def retract(self) -> None:
-        """Be reachable no more."""
+    def retract(self, address: Path) -> None:
+        """Be reachable at *address* no more. What somebody else announced stays."""
         with suppress(OSError):
-            self._address.unlink(missing_ok=True)
+            if self.address() == address:
+                self._address.unlink(missing_ok=True)

@@ -6,25 +6,21 @@ Does not know: how batches are kept and sent.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import trio
 
 from trimaran._diagnostics import Diagnostics
-from trimaran._process import (
-    ProcessListener,
-    ProcessReceiveChannel,
-    ProcessSendChannel,
-    listening,
-)
+from trimaran._process import ProcessReceiveChannel, ProcessSendChannel
+from trimaran._relay.door import Door
 from trimaran._relay.messages import (
     LISTENS,
     SPEAKS,
@@ -65,9 +61,6 @@ _HELLO_PATIENCE = 5.0
 
 _CALL_PATIENCE = 15.0
 """Seconds for an agent to come up with a token; its own provider has ten by default."""
-
-_ACCEPT_PAUSE = 0.1
-"""Seconds until the next try when there are no descriptors left; trio's choice too."""
 
 
 def random_id() -> str:
@@ -156,7 +149,8 @@ class RelayServer:
         self._over = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve agents until nothing is left to do, SIGTERM, Ctrl-C, or an agent says so.
+        """Serve agents until nothing is left to do, SIGTERM, Ctrl-C, or an agent says so; or
+        until no agent can find it any more.
 
         Whoever calls it holds the lock of the place.
 
@@ -176,8 +170,8 @@ class RelayServer:
                     changed=self._changes.unpark_all,
                 )
                 await self._adopt(circumstances)
-                with listening("relay", self._environ) as listener:
-                    await self._serve(listener, circumstances, task_status)
+                with Door(self.place, self._environ) as door:
+                    await self._serve(door, circumstances, task_status)
                 for outlet in self._outlets.values():
                     outlet.end()
                 lanes.cancel_scope.deadline = trio.current_time() + DRAIN
@@ -209,22 +203,24 @@ class RelayServer:
         self.place.sweep()
 
     async def _serve(
-        self,
-        listener: ProcessListener,
-        circumstances: Circumstances,
-        task_status: trio.TaskStatus[None],
+        self, door: Door, circumstances: Circumstances, task_status: trio.TaskStatus[None]
     ) -> None:
-        self.place.announce(listener.path)
-        try:
-            async with trio.open_nursery() as connections:
-                connections.start_soon(self._end_on_signal)
-                connections.start_soon(self._accept, listener, connections, circumstances)
-                task_status.started()
-                await self._until_over()
-                self.place.retract()
-                connections.cancel_scope.cancel()
-        finally:
-            self.place.retract()
+        async with trio.open_nursery() as connections:
+            connections.start_soon(self._end_on_signal)
+            connections.start_soon(self._receive, door, connections, circumstances)
+            task_status.started()
+            await self._until_over()
+            # Whoever is hung up looks for a relay at once, and is not to find this one.
+            door.retract()
+            connections.cancel_scope.cancel()
+
+    async def _receive(
+        self, door: Door, connections: trio.Nursery, circumstances: Circumstances
+    ) -> None:
+        meet = partial(self._meet, circumstances=circumstances)
+        reason = await door.receive(meet, connections=connections)
+        self._notes.warn("telemetry relay cannot be found", reason=reason)
+        self.end()
 
     async def _end_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -244,19 +240,6 @@ class RelayServer:
                 break
             with trio.move_on_at(ends_at):
                 await self._changes.park()
-
-    async def _accept(
-        self, listener: ProcessListener, connections: trio.Nursery, circumstances: Circumstances
-    ) -> None:
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as error:
-                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    raise
-                await trio.sleep(_ACCEPT_PAUSE)
-            else:
-                connections.start_soon(self._meet, stream, circumstances)
 
     async def _meet(self, stream: trio.SocketStream, circumstances: Circumstances) -> None:
         """A connection, until it ends in whichever way."""

@@ -53,22 +53,28 @@ async def report_of(place: RelayPlace) -> Report | None:
 async def end_relay(place: RelayPlace) -> bool:
     """Let the relay there end, and wait until it has; whether there was one.
 
-    What it has stays on disk. Waits for as long as it takes.
+    What it has stays on disk. Waits for as long as it takes, also until one that cannot be found
+    at this moment can be. Raises as :meth:`RelayPlace.is_held`.
     """
-    stream = await _reached(place.address())
     was_there = place.is_held()
-    if stream is not None:
-        try:
-            await stream.send_all(SPEAKS)
-            with ProcessSendChannel(stream) as channel:
-                await channel.ask(encoded(End()))
-        except trio.BrokenResourceError:
-            pass  # it ends already
-        finally:
-            stream.socket.close()
-    while place.is_held():  # noqa: ASYNC110 - another process is waited for
+    while True:
+        stream = await _reached(place.address())
+        if stream is not None:
+            await _asked_to_end(stream)
+        if not place.is_held():
+            return was_there
         await trio.sleep(_LOOK)
-    return was_there
+
+
+async def _asked_to_end(stream: trio.SocketStream) -> None:
+    try:
+        await stream.send_all(SPEAKS)
+        with ProcessSendChannel(stream) as channel:
+            await channel.ask(encoded(End()))
+    except trio.BrokenResourceError:
+        pass  # it ends already
+    finally:
+        stream.socket.close()
 
 
 async def _reached(address: Path | None) -> trio.SocketStream | None:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from trimaran._spool.values import SpoolError
 
-__all__ = ["OwnerLock", "lives"]
+__all__ = ["OwnerLock", "holder", "lives"]
 
 
 class OwnerLock:
@@ -54,12 +54,19 @@ class OwnerLock:
                 return cls(path, descriptor)
             os.close(descriptor)  # whoever let go of it removed the file meanwhile
 
+    def sign(self) -> None:
+        """Let people know which process holds it, if the disk takes that."""
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+
     def release(self, *, remove: bool) -> None:
         """Let go; *remove* the file of an owner that left nothing. May be called again."""
         if self._descriptor >= 0:
             if remove:
                 with suppress(OSError):
-                    self._path.unlink()
+                    if _is_at(self._path, self._descriptor):
+                        self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -90,6 +97,15 @@ def lives(directory: Path, owner: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def holder(directory: Path, owner: str) -> int | None:
+    """Which process signed the lock of *owner* last; None if none did."""
+    try:
+        signed = _path_of(directory, owner).read_bytes()
+    except OSError:
+        return None
+    return int(signed) if signed.isdigit() else None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

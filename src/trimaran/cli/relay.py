@@ -38,7 +38,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 _PATIENCE = 10.0
-"""Seconds for a relay to begin, to answer or to end; it takes one at most."""
+"""Seconds for a relay to begin, to answer or to end; it takes a few at most."""
+
+_LOOK = 0.02
+"""Seconds between two looks for it."""
 
 
 def _relay_options(function: _Function) -> _Function:
@@ -93,9 +96,9 @@ def relay(context: click.Context, app: str, directory: str | None, *, foreground
 async def _begun(place: RelayPlace) -> Report:
     with trio.move_on_after(_PATIENCE):
         while (report := await _report_of(place)) is None:  # noqa: ASYNC110 - another process
-            await trio.sleep(0.02)
+            await trio.sleep(_LOOK)
         return report
-    raise Failure("a relay was started, and cannot be reached; try again")
+    raise Failure(f"there is a relay{_pid_of(place)}, and it cannot be reached; try again")
 
 
 def _be(orders: Orders) -> int:
@@ -129,13 +132,16 @@ def status(app: str, directory: str | None) -> int:
     Example:
       trimaran relay status --app myagent
 
-    Exit status: 0 if one runs, 1 if not.
+    Exit status: 0 if one runs, 1 if not, or if it does not answer.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
     place = _place(app, directory)
     stdout = console()
-    report = trio.run(_patiently, partial(_report_of, place))
+    report = trio.run(_patiently, partial(_reported, place))
     if report is None:
-        stdout.print(printable(f"No relay runs for {place.directory}."), soft_wrap=True)
+        told = f"No relay runs for {place.directory}."
+        if _is_held(place):
+            told = f"A relay{_pid_of(place)} is there for {place.directory}, and does not answer."
+        stdout.print(printable(told), soft_wrap=True)
         _show_waiting(place)
         return FAILED
     began = age_of(time.time() - report.began)
@@ -186,13 +192,39 @@ def stop(app: str, directory: str | None) -> int:
     Exit status: 0 if none runs any more, 1 if it does not end.
     """  # noqa: D301 - \b is click's: the lines below stay as they are
     place = _place(app, directory)
-    was_there = trio.run(_patiently, partial(end_relay, place))
+    try:
+        was_there = trio.run(_patiently, partial(end_relay, place))
+    except (OSError, SpoolError) as error:
+        raise Failure(f"no relay can be here: {error}") from None
     if was_there is None:
-        say(console(stderr=True), f"the relay for {place.directory} does not end; kill it")
+        told = f"the relay{_pid_of(place)} for {place.directory} does not end; kill it"
+        say(console(stderr=True), told)
         return FAILED
     told = "The relay has ended" if was_there else "No relay runs"
     console().print(printable(f"{told}, for {place.directory}."), soft_wrap=True)
     return 0
+
+
+async def _reported(place: RelayPlace) -> Report | None:
+    """How the relay is, for which one that cannot be found just now is waited for."""
+    while (  # noqa: ASYNC110 - another process is waited for
+        report := await _report_of(place)
+    ) is None and _is_held(place):
+        await trio.sleep(_LOOK)
+    return report
+
+
+def _is_held(place: RelayPlace) -> bool:
+    try:
+        return place.is_held()
+    except (OSError, SpoolError) as error:
+        raise Failure(f"no relay can be here: {error}") from None
+
+
+def _pid_of(place: RelayPlace) -> str:
+    """Which process it is, as the middle of a sentence; as far as it says."""
+    pid = place.holder()
+    return "" if pid is None else f" (pid {pid})"
 
 
 async def _report_of(place: RelayPlace) -> Report | None:
