@@ -242,6 +242,20 @@ async def test_a_partial_success_names_as_many_events(
     assert (line["message"], line["rejected"]) == ("too old", refused)
 
 
+@pytest.mark.parametrize(("refused", "expected"), [(1, [1, 2]), (2, [0, 1, 2]), (3, [0, 1, 2])])
+async def test_a_root_that_is_refused_is_two_events(
+    refused: int, expected: list[int], opened: Open, endpoint: LoopbackEndpoint
+) -> None:
+    """Start and end in one batch are one span, where a root replaces itself."""
+    endpoint.next(200, body=partly(refused))
+    events = [{"type": "session_start"}, {"type": "command"}, {"type": "session_end"}]
+
+    answer = await opened(dialect=MLFLOW).attempt(batch(*events))
+
+    assert len(spans_in(endpoint.requests[0])) == 2
+    assert [each["index"] for each in msgspec.json.decode(answer.body)["rejected"]] == expected
+
+
 async def test_a_warning_refuses_nothing(
     opened: Open, endpoint: LoopbackEndpoint, told: list[dict[str, Any]]
 ) -> None:

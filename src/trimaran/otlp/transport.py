@@ -146,7 +146,7 @@ class OtlpTransport:
             return Answer(_REFUSED)
         http = await self._opened()
         try:
-            encoded = self.encoded(request)
+            encoded, spans = self._written(request)
         except msgspec.DecodeError as error:
             self._diagnostics.warn("telemetry batch unreadable", error=type(error).__name__)
             return Answer(_REFUSED)
@@ -159,7 +159,7 @@ class OtlpTransport:
             answer = await self._post(http, encoded, headers)
         if answer is None:
             raise TransportError(f"no answer within {self._settings.timeout:g} s")
-        return self._understood(answer, request.events)
+        return self._understood(answer, request.events, spans)
 
     def encoded(self, request: Request) -> bytes:
         """What is posted for *request*, before it is compressed.
@@ -167,6 +167,10 @@ class OtlpTransport:
         Raises:
             msgspec.DecodeError: there is no batch in it.
         """
+        return self._written(request)[0]
+
+    def _written(self, request: Request) -> tuple[bytes, int]:
+        """What is posted for *request*, and how many spans or records are in it."""
         body = read_body(request.body)
         spans = self._spans(body, Origin.of(request.headers))
         resource = [*self._resource]
@@ -177,7 +181,7 @@ class OtlpTransport:
         scope = ("trimaran", __version__, MAPPING_VERSION)
         form = self._known_form()
         write = form.traces if self._settings.signal == "traces" else form.logs
-        return write(resource, scope, spans)
+        return write(resource, scope, spans), len(spans)
 
     def _spans(self, body: Body, origin: Origin) -> list[Span]:
         begun = begun_by(body)
@@ -197,8 +201,8 @@ class OtlpTransport:
         except TransportError as error:
             raise TransportError(_with_advice(str(error), self._settings)) from None
 
-    def _understood(self, answer: Answer, events: int) -> Answer:
-        """*answer*, as our sender would have it."""
+    def _understood(self, answer: Answer, events: int, spans: int) -> Answer:
+        """*answer* to so many *events* in so many *spans*, as our sender would have it."""
         form = self._known_form()
         if 200 <= answer.status < 300:
             refused, message = form.partial_success(answer.body)
@@ -206,7 +210,7 @@ class OtlpTransport:
                 self._tell(answer.status, message, refused)
             if not refused:
                 return Answer(200)
-            return _partly(events, refused)
+            return _partly(events, spans, refused)
         words = form.message_of_status(answer.body) or words_of(answer.body)
         self._tell(answer.status, words, None)
         status = _REFUSED if answer.status in _NOT_RETRIED else answer.status
@@ -266,13 +270,15 @@ def _http_transport(settings: OtlpSettings, max_connections: int) -> Transport:
     )
 
 
-def _partly(events: int, refused: int) -> Answer:
+def _partly(events: int, spans: int, refused: int) -> Answer:
     """A partial success, as the origin's server would say it.
 
     OTLP says how many, not which. The last ones are named: reports of losses come first, and
-    are counted apart.
+    are counted apart. Where a root stands for a start and an end, the last of them is its: both
+    go with it.
     """
-    indexes = range(max(0, events - refused), events)
+    taken = max(0, spans - refused)
+    indexes = range(taken, events)
     body = msgspec.json.encode({"rejected": [{"index": index} for index in indexes]})
     return Answer(_PARTIAL, body=body)
 
