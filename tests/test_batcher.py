@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -18,12 +18,15 @@ from trimaran._pipeline.batcher import Backlog, Bundle, batch_events, loss_repor
 from trimaran._pipeline.encoder import encode_fast
 from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.ledger import Ledger
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._pipeline.wire import Context
 
 NOW = 1_800_000_000.25
 INTERVAL = 5.0
 ENVELOPE = 1024
 """Bytes of a body that are kept for what is not an event."""
+BUDGET = 1000
+"""Bytes that all sessions hold together."""
 
 
 class Note(trimaran.Event, frozen=True):
@@ -229,6 +232,17 @@ def test_a_full_backlog_is_due_at_once() -> None:
     assert filled.takes() == ["ab"]
 
 
+def test_what_takes_more_than_may_be_held_back_is_due_at_once() -> None:
+    """By the bytes that it is charged with; as much as may be held back still waits."""
+    filled = Filled()
+    assert filled.backlog.due_at(most_held_back=0) == math.inf
+    filled.add("ab")
+
+    assert filled.backlog.due_at(most_held_back=3) == INTERVAL
+    assert filled.backlog.due_at(most_held_back=2.9) == -math.inf
+    assert filled.backlog.due_at() == INTERVAL
+
+
 @given(
     steps=st.lists(
         st.tuples(st.just("add"), st.integers(0, 40), st.booleans())
@@ -284,6 +298,7 @@ class Stage:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**{"flush_interval": INTERVAL, **settings})
         self.ledger = Ledger()
+        self.budget = MemoryBudget(BUDGET)
         self.dropped: list[tuple[trimaran.Event, DropReason]] = []
         self.put, self._receive = trio.open_memory_channel[Chunk](math.inf)
         self._send, self.get = trio.open_memory_channel[Batch](0)
@@ -297,6 +312,7 @@ class Stage:
             context=Context(session_id="s1", cli_version="1.0", project_id="p"),
             key_prefix="k",
             ledger=self.ledger,
+            budget=self.budget,
             drop=lambda entry, reason: self.dropped.append((entry.event, reason)),
             wall_clock=lambda: NOW,
         )
@@ -476,6 +492,57 @@ async def test_a_backlog_may_hold_less_than_a_batch(
 
     assert batches == [199, 199, 199]
     assert trio.current_time() == 0
+
+
+async def test_want_of_memory_makes_due_what_waits(autojump_clock: trio.testing.MockClock) -> None:
+    """At once, whoever uses the memory; a little still waits for its time."""
+    stage = Stage()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.run)
+        stage.give(Note(text="a"), size=BUDGET // 4 + 1)
+        await trio.sleep(1)
+        stage.budget.used = BUDGET
+        stage.budget.hand_on(BUDGET)  # another session's
+        assert texts_of(await stage.get.receive()) == "a"
+        assert trio.current_time() == 1
+
+        stage.give(Note(text="b"), size=BUDGET // 4)
+        assert texts_of(await stage.get.receive()) == "b"
+        assert trio.current_time() == 1 + INTERVAL
+
+        stage.give(Note(text="c"), Note(text="d"), size=BUDGET // 4)
+        assert texts_of(await stage.get.receive()) == "cd"
+        assert trio.current_time() == 1 + INTERVAL
+        stage.put.close()
+
+
+@pytest.mark.parametrize("way", ["end", "cancel"])
+async def test_a_stage_that_is_over_is_told_nothing(
+    way: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Of the memory, which others use longer than it does."""
+    watching: set[object] = set()
+
+    class Budget(MemoryBudget):
+        def watch(self, tell: Callable[[], object]) -> None:
+            watching.add(tell)
+
+        def unwatch(self, tell: Callable[[], object]) -> None:
+            watching.remove(tell)
+
+    stage = Stage()
+    stage.budget = Budget(BUDGET)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(watching) == 1
+        if way == "end":
+            stage.put.close()
+        else:
+            nursery.cancel_scope.cancel()
+
+    assert watching == set()
 
 
 async def test_a_cancel_ends_both_its_tasks(autojump_clock: trio.testing.MockClock) -> None:

@@ -108,6 +108,7 @@ class End:
                 key_prefix=self._key_prefix,
                 members=self._members,
                 ledger=self.ledger,
+                budget=self.route.budget,
                 drop=self._drop,
                 wall_clock=self._wall_clock,
             )

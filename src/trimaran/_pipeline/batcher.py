@@ -2,7 +2,7 @@
 
 In: chunks of masked entries. Out: batches, each due by count, bytes, age, urgency,
 want of room, a flush or the end.
-Does not know: how a batch is sent, what becomes of it.
+Does not know: how a batch is sent, what becomes of it, other sessions.
 
 Filling and handing over are two tasks, so that while the sender is busy whatever
 comes in gathers to full batches behind the one that it will take next.
@@ -23,6 +23,7 @@ from trimaran._pipeline.encoder import EncodeError, encode
 from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.members import Members
+from trimaran._pipeline.memory import MemoryBudget
 from trimaran._pipeline.wire import Context, Stamper, body, stamped
 from trimaran._settings import Settings
 
@@ -121,11 +122,17 @@ class Backlog:
         """Whether nothing waits and nothing will."""
         return self._ended and not self._bundles
 
-    def due_at(self) -> float:
-        """When the next batch is due, by the clock of *now*; infinity if nothing waits."""
-        if self.is_full:  # what it would wait for could not come in
-            return _AT_ONCE
-        return self._bundles[0].due_at if self._bundles else math.inf
+    def due_at(self, *, most_held_back: float = math.inf) -> float:
+        """When the next batch is due, by the clock of *now*; infinity if nothing waits.
+
+        It is due at once if what it would wait for cannot come in, and if its events are
+        charged with more than *most_held_back* bytes.
+        """
+        if not self._bundles:
+            return math.inf
+        bundle = self._bundles[0]
+        is_pressed = self.is_full or bundle.size > most_held_back
+        return _AT_ONCE if is_pressed else bundle.due_at
 
     def take(self) -> Bundle:
         """Take what becomes the next batch; there must be something."""
@@ -147,6 +154,7 @@ async def batch_events(
     key_prefix: str,
     members: Members | None = None,
     ledger: Ledger,
+    budget: MemoryBudget,
     drop: Callable[[Entry, DropReason], None],
     wall_clock: Callable[[], float],
 ) -> None:
@@ -165,6 +173,7 @@ async def batch_events(
         key_prefix: unique over all sessions of all time; a batch's key begins with it.
         members: what is said beside the origin's wire, where the destination wants it.
         ledger: the session's books, for the losses to report.
+        budget: the bytes of what is on this way; says how many may wait for others.
         drop: told of an entry that cannot go out, and why.
         wall_clock: seconds since the epoch.
     """
@@ -175,12 +184,17 @@ async def batch_events(
         key_prefix=key_prefix,
         members=members,
         ledger=ledger,
+        budget=budget,
         drop=drop,
         wall_clock=wall_clock,
     )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(stage.fill, receive)
-        await stage.hand_over(send)
+    budget.watch(stage.look_again)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.fill, receive)
+            await stage.hand_over(send)
+    finally:
+        budget.unwatch(stage.look_again)
 
 
 class _Stage:
@@ -197,6 +211,7 @@ class _Stage:
         key_prefix: str,
         members: Members | None,
         ledger: Ledger,
+        budget: MemoryBudget,
         drop: Callable[[Entry, DropReason], None],
         wall_clock: Callable[[], float],
     ) -> None:
@@ -206,6 +221,7 @@ class _Stage:
         self._key_prefix = key_prefix
         self._members = members
         self._ledger = ledger
+        self._budget = budget
         self._drop = drop
         self._wall_clock = wall_clock
         self._session_id_json = msgspec.json.encode(context.session_id)
@@ -229,11 +245,12 @@ class _Stage:
 
     async def hand_over(self, send: SendChannel[Batch]) -> None:
         """Send what is due."""
-        backlog = self._backlog
+        backlog, budget = self._backlog, self._budget
         async with send:
             while not backlog.is_over:
-                if backlog.due_at() > trio.current_time():
-                    with trio.move_on_at(backlog.due_at()):
+                due_at = backlog.due_at(most_held_back=budget.most_held_back)
+                if due_at > trio.current_time():
+                    with trio.move_on_at(due_at):
                         await self._changed.wait()
                     continue
                 bundle = backlog.take()
@@ -242,6 +259,10 @@ class _Stage:
                 del bundle
                 await send.send(batch)
                 del batch
+
+    def look_again(self) -> None:
+        """What waits may be due, since memory is short."""
+        self._changed.tell()
 
     def _take_in(self, chunk: Chunk) -> None:
         now = trio.current_time()

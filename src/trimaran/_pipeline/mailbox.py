@@ -358,7 +358,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             entries = [routine.popleft() for _ in range(min(len(routine), _CHUNK))]
         size = sum([entry.size for entry in entries])
         self._downstream += size
-        self._budget.downstream += size
+        self._budget.hand_on(size)
         self.room_may_have_come()
         return Chunk(entries, self._reached())
 
@@ -392,8 +392,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         """The fate of *size* bytes that were handed on is known: they are free."""
         self._charged -= size
         self._downstream -= size
-        self._budget.downstream -= size
-        self._budget.release(size)
+        self._budget.settle(size)
         self._wake_reader()
 
     def end(self) -> None:
@@ -404,8 +403,8 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._ended = True
         self.peak = max(self.peak, len(self))
         self.close()
-        self._budget.downstream -= self._downstream
-        self._budget.release(self._charged)
+        self._budget.settle(self._downstream)
+        self._budget.release(self.held)
         self._budget.leave(self)
         self._charged = self._downstream = 0
         self._routine.clear()
