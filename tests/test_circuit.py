@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,8 @@ from trimaran._endpoint.token import expiry_of
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     import trio.testing
 
 CALL = trimaran.ToolCall(tool_name="bash")
@@ -253,6 +256,92 @@ async def test_leaving_wakes_a_sleeping_wait(autojump_clock: trio.testing.MockCl
 
     assert trio.current_time() == left
     assert session.statistics().delivered == 2
+
+
+class Latest(Random):
+    """The longest waits."""
+
+    def random(self) -> float:
+        return 0.999
+
+
+class Recovering(ScriptedTransport):
+    """An endpoint that is down until somebody says otherwise; ``times`` has its requests."""
+
+    def __init__(self, answer: trimaran.Answer | None = None) -> None:
+        super().__init__()
+        self.is_well = False
+        self.times: list[float] = []
+        self._answer = answer
+
+    async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+        self.times.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.is_well:
+            return trimaran.Answer(200)
+        if self._answer is None:
+            raise trimaran.TransportError("down")
+        return self._answer
+
+
+def recovering(transport: Recovering) -> AbstractAsyncContextManager[trimaran.Telemetry]:
+    """A telemetry that waits for long between two attempts."""
+    settings = trimaran.Settings(
+        strict=True, flush_interval=0.1, retry_initial=30.0, retry_max=60.0, retry_timeout=600.0
+    )
+    return trimaran.open_telemetry(
+        "test", environ=ENVIRON, transport=transport, settings=settings, random=Latest()
+    )
+
+
+@pytest.mark.parametrize("seconds", [1, 200])
+async def test_a_flush_wakes_a_sleeping_wait(
+    seconds: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While the endpoint counts as down, and before it does: it may be well again."""
+    transport = Recovering()
+    async with recovering(transport) as telemetry, telemetry.session() as session:
+        await trio.sleep(seconds)
+        transport.is_well = True
+        flushed_at = trio.current_time()
+        assert (await session.flush()).complete
+        assert trio.current_time() == flushed_at
+
+
+async def test_flushes_of_many_sessions_make_the_requests_of_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An agent that flushes in every turn does no harm to an endpoint that is down."""
+    transport = Recovering()
+    async with recovering(transport) as telemetry, trio.open_nursery() as nursery:
+
+        async def flush_often() -> None:
+            async with telemetry.session() as session:
+                await trio.sleep(300)
+                for _ in range(100):
+                    await session.flush(timeout=0.1)
+
+        for _ in range(50):
+            nursery.start_soon(flush_often)
+        began = trio.current_time()
+        await trio.sleep(305)
+        transport.is_well = True
+
+    assert 4 <= sum(300 <= at - began < 305 for at in transport.times) <= 6
+
+
+async def test_a_flush_asks_nothing_of_an_endpoint_that_wants_a_pause(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What it says in ``Retry-After`` is kept."""
+    transport = Recovering(trimaran.Answer(503, retry_after="100"))
+    async with recovering(transport) as telemetry, telemetry.session() as session:
+        await trio.sleep(10)
+        transport.is_well = True
+        assert not (await session.flush()).complete
+        assert len(transport.times) == 1
+        await trio.sleep(100)
+        assert (await session.flush()).complete
 
 
 async def test_leaving_wakes_who_waits_for_the_retry_budget(

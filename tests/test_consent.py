@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -207,6 +209,23 @@ async def test_a_switch_that_is_set_while_the_account_is_looked_up_counts(
 async def test_the_hosts_answer_is_taken_as_python_takes_it(answer: object, given: bool) -> None:
     """A switch that forgets to return is off."""
     assert await is_given(consent_of(ask=lambda: answer)) is given
+
+
+async def test_a_switch_that_is_to_be_awaited_is_off_and_is_told_of() -> None:
+    """What it would say is not known; nothing of it is left over to complain."""
+
+    async def ask() -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    with structlog.testing.capture_logs() as logs, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not await is_given(consent_of(ask=ask))
+        gc.collect()
+
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("telemetry consent failed", "TypeError")
+    ]
 
 
 async def test_a_switch_that_raises_is_off_and_is_told_of() -> None:

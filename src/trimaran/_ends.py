@@ -112,6 +112,11 @@ class Ends:
         for end, branch in zip(self.each, self._branches, strict=False):
             nursery.start_soon(end.run_apart, branch, self._tell_bug)
 
+    def nudge(self) -> None:
+        """Somebody waits for what is pending: each destination may be tried now."""
+        for end in self.each:
+            end.route.endpoint.nudge()
+
     def close(self, *, is_cancelled: bool) -> None:
         """Their stages are over, by a cancel or else: the books are done."""
         for branch in self._branches:

@@ -195,6 +195,7 @@ class LiveSession(Session):
         before = self.statistics()
         self._inbox.empty()
         mark = self._mailbox.flush()
+        self.ends.nudge()
         try:
             with trio.move_on_after(max(0.0, timeout)):
                 await mark.wait()

@@ -88,6 +88,9 @@ class Session(abc.ABC):
     async def flush(self, *, timeout: float = 2.0) -> Flushed:
         """Wait until all that was tracked before is delivered or dropped.
 
+        Where delivery waits for a better moment, it is tried now: once a second at most, for
+        all sessions together, and not before the end of a pause that the endpoint asked for.
+
         Args:
             timeout: seconds to wait at most; ``math.inf`` waits as long as it takes.
 

@@ -30,6 +30,9 @@ __all__ = ["Endpoint", "WayOut"]
 CLOSE_GRACE = 0.1
 """Seconds that closing the connections may take once everything else is over."""
 
+_NUDGE_INTERVAL = 1.0
+"""Seconds: a thousand sessions may be flushed at once, or one in every turn of an agent."""
+
 _UNAUTHORIZED = 401
 
 
@@ -54,8 +57,17 @@ class WayOut(Protocol):
         """Time runs out: whoever waits may try once, now."""
         ...
 
+    def nudge(self) -> None:
+        """Somebody waits for what is pending: if nobody else did so lately, it is tried now."""
+        ...
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it counts as down, which was told."""
+        ...
+
     async def pause_until(self, time: float) -> None:
-        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        """Sleep until *time*, by trio's clock, or until it is worth an earlier look."""
         ...
 
     async def attempt(
@@ -130,6 +142,8 @@ class Endpoint:
         self._budget = RetryBudget(settings.retry_budget)
         self._probe = trio.Lock()
         self._pauses = Pauses()
+        self._budget_pauses = Pauses()
+        self._nudged_at = float("-inf")
         self._is_forked = False
 
     @property
@@ -145,9 +159,26 @@ class Endpoint:
         """Time runs out: whoever waits for the endpoint to recover may try once, now."""
         self._circuit.hurry()
         self._pauses.hurry()
+        self._budget_pauses.hurry()
+
+    def nudge(self) -> None:
+        """Somebody waits for what is pending: let it be tried now, once a second at most.
+
+        What the endpoint asked for by ``Retry-After`` is kept, and so is the retry budget.
+        """
+        now = trio.current_time()
+        if now - self._nudged_at >= _NUDGE_INTERVAL:
+            self._nudged_at = now
+            self._circuit.hurry()
+            self._pauses.nudge()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it counts as down, which was told."""
+        return self._circuit.is_open
 
     async def pause_until(self, time: float) -> None:
-        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        """Sleep until *time*, by trio's clock, or until it is worth an earlier look."""
         await self._pauses.until(time)
 
     async def attempt(
@@ -172,7 +203,7 @@ class Endpoint:
             await trio.sleep_forever()  # the process that this is a copy of sends it
         if is_repeated:
             now = trio.current_time()
-            await self.pause_until(now + self._budget.take(now))
+            await self._budget_pauses.until(now + self._budget.take(now))
         while True:
             async with self._slots:
                 # Looked at with the slot in hand: waiting for it, the endpoint may go down.
@@ -251,7 +282,8 @@ class Endpoint:
             except (TransportError, GivenUp):
                 raise
             except Exception as error:  # noqa: BLE001 - a transport may be the host's own
-                self._diagnostics.warn("telemetry transport failed", error=type(error).__name__)
+                if not self.is_down:
+                    self._diagnostics.warn("telemetry transport failed", error=type(error).__name__)
                 raise TransportError(type(error).__name__) from None
         raise TransportError(f"no answer within {timeout:g} s")
 

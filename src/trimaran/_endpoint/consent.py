@@ -6,7 +6,8 @@ Does not know: what is dropped when the answer is no.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 import trio
 
@@ -105,7 +106,11 @@ class Consent:
         if self._ask is None:
             return True
         try:
-            return bool(self._ask())
+            answer = self._ask()
+            if inspect.isawaitable(answer):
+                _let_go(answer)
+                raise TypeError  # noqa: TRY301 - what it would say is not known
+            return bool(answer)
         except Exception as error:  # noqa: BLE001 - the switch is the host's own code
             self._diagnostics.warn("telemetry consent failed", error=type(error).__name__)
             return False
@@ -127,3 +132,9 @@ class Consent:
                     self._diagnostics.warn("telemetry account failed", error=type(error).__name__)
             self._looked_at = self._now()
             return is_known
+
+
+def _let_go(answer: Awaitable[object]) -> None:
+    """Nobody will await *answer*, of which Python need not complain."""
+    if isinstance(answer, Coroutine):
+        answer.close()

@@ -96,6 +96,16 @@ class ThroughParent:
         if self._direct is not None:
             self._direct.hurry()
 
+    def nudge(self) -> None:
+        """Somebody waits for what is pending: if nobody else did so lately, it is tried now."""
+        if self._direct is not None:
+            self._direct.nudge()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the endpoint counts as down, which was told; a parent never does."""
+        return self._direct is not None and self._direct.is_down
+
     async def pause_until(self, time: float) -> None:
         """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
         await self._pauses.until(time)

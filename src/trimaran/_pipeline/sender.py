@@ -238,7 +238,8 @@ class Sender:
         try:
             return await self._endpoint.attempt(request, is_repeated=is_repeated, made=made)
         except TransportError as error:
-            self._diagnostics.warn("telemetry endpoint not reached", error=str(error))
+            if not self._endpoint.is_down:
+                self._diagnostics.warn("telemetry endpoint not reached", error=str(error))
             return _NO_ANSWER
 
     def _count_attempt(self) -> None:
@@ -264,7 +265,7 @@ class Sender:
         if verdict is Verdict.UNAUTHORIZED:
             self._diagnostics.warn("telemetry token refused", status=answer.status)
             return max(self._endpoint.next_refresh_at(), now + settings.retry_initial)
-        if answer.status:
+        if answer.status and not self._endpoint.is_down:
             self._diagnostics.warn("telemetry endpoint failing", status=answer.status)
         return now + backoff(
             failures,

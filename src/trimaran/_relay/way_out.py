@@ -71,6 +71,15 @@ class RelayedWayOut:
         self._client.hurry()
         self._endpoint.hurry()
 
+    def nudge(self) -> None:
+        """Somebody waits for what is pending: if nobody else did so lately, it is tried now."""
+        self._endpoint.nudge()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the endpoint counts as down, which was told."""
+        return self._endpoint.is_down
+
     async def pause_until(self, time: float) -> None:
         """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
         await self._endpoint.pause_until(time)
