@@ -212,6 +212,14 @@ def test_the_message_of_a_status_in_json() -> None:
     assert json_form.partial_success(b'{"partialSuccess":{"rejectedSpans":"x"}}') == (0, "")
 
 
+def test_an_answer_in_json_is_read_whatever_was_asked_in() -> None:
+    """Gateways answer in it: what is refused counts, and the message is told."""
+    partly = b' {"partialSuccess":{"rejectedSpans":"3","errorMessage":"no room"}}'
+
+    assert Protobuf().partial_success(partly) == (3, "no room")
+    assert Protobuf().message_of_status(b'{"code":3,"message":"no"}') == "no"
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "ü\ud83d"])
 def test_text_that_utf8_cannot_say(text: str) -> None:
     """It goes out with a question mark there, wherever it stands."""

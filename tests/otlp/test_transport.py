@@ -256,6 +256,17 @@ async def test_a_root_that_is_refused_is_two_events(
     assert [each["index"] for each in msgspec.json.decode(answer.body)["rejected"]] == expected
 
 
+async def test_a_partial_success_in_json_counts_as_well(
+    opened: Open, endpoint: LoopbackEndpoint
+) -> None:
+    """Though protobuf was sent."""
+    endpoint.next(200, body=b'{"partialSuccess":{"rejectedSpans":"1"}}')
+
+    answer = await opened().attempt(batch())
+
+    assert msgspec.json.decode(answer.body) == {"rejected": [{"index": 0}]}
+
+
 async def test_a_warning_refuses_nothing(
     opened: Open, endpoint: LoopbackEndpoint, told: list[dict[str, Any]]
 ) -> None:

@@ -6,6 +6,9 @@ Does not know: where spans come from, HTTP.
 The messages are those of ``opentelemetry-proto``, which takes a tenth of a second to import.
 Made one by one, its small ones cost more than all the rest of a span; so they are made once
 where they come again, and copied into the request, which costs little.
+
+What is no message is read as JSON: gateways in front of a server answer in it, whatever they
+were asked in.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from trimaran.otlp import json_form
 from trimaran.otlp.conventions import Attribute, Value
 from trimaran.otlp.form import Partial
 from trimaran.otlp.spans import Span
@@ -79,7 +83,7 @@ class Protobuf:
         try:
             said.ParseFromString(answer)
         except DecodeError:
-            return 0, ""
+            return json_form.partial_success(answer)
         return max(0, said.partial_success.rejected_spans), said.partial_success.error_message
 
     def message_of_status(self, answer: bytes) -> str:
@@ -90,7 +94,7 @@ class Protobuf:
         try:
             status.ParseFromString(answer)
         except DecodeError:
-            return ""
+            return json_form.message_of_status(answer)
         return status.error_message
 
     def _resource(self, attributes: Sequence[Attribute]) -> Resource:
