@@ -255,10 +255,66 @@ def test_counts_of_langfuse_exclude_each_other() -> None:
 @pytest.mark.parametrize("cost", [0, 0.0, -1, "1", None])
 def test_a_cost_that_is_not_known_is_not_told(cost: object) -> None:
     """0 is what nobody worked out: a system that knows prices may."""
-    names = [(OPENINFERENCE, "llm.cost.total"), (LANGFUSE, "cost_details"), (MLFLOW, "llm.cost")]
-    for dialect, name in names:
+    for dialect in (PLAIN, OPENINFERENCE, LANGFUSE, MLFLOW):
         [span] = spans({"type": "generation", "cost": cost}, dialect=dialect)
-        assert not [found for found in span.attributes if name in found]
+        assert not [found for found in span.attributes if "cost" in found]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "names"),
+    [
+        (PLAIN, {"trimaran.cost"}),
+        (OPENINFERENCE, {"trimaran.cost", "llm.cost.total"}),
+        (MLFLOW, {"trimaran.cost", "mlflow.llm.cost"}),
+        (
+            LANGFUSE,
+            {"langfuse.observation.metadata.cost", "langfuse.observation.cost_details"},
+        ),
+    ],
+    ids=repr,
+)
+def test_a_cost_that_is_known_is_told(dialect: Dialect, names: set[str]) -> None:
+    """Under our own name as well."""
+    [span] = spans({"type": "generation", "cost": 0.5}, dialect=dialect)
+
+    assert {name for name in span.attributes if "cost" in name} == names
+    assert span.attributes[f"{dialect.prefix}cost"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["tool_call", "bridge_call"])
+@pytest.mark.parametrize(
+    ("error", "name", "message"),
+    [
+        ("ValueError: no: table", "ValueError", "no: table"),
+        ("Exception: x", "Exception", "x"),
+        ("KeyboardInterrupt", "KeyboardInterrupt", ""),
+        ("httpx.ReadTimeout: ", "httpx.ReadTimeout", ""),
+        ("TimeoutErrors: x", "", ""),
+        ("HTTP: 404", "", ""),
+        ("no such file", "", ""),
+        ("disk Error: full", "", ""),
+        ("", "", ""),
+        (None, "", ""),
+    ],
+)
+def test_a_call_that_raised_tells_what(
+    kind: str, error: str | None, name: str, message: str
+) -> None:
+    """Its class and its message, as an exception of the span's; other text is no class."""
+    [span] = spans({"type": kind, "status": "error", "error": error})
+
+    told = {"exception.type": name, "exception.message": message}
+    assert span.attributes["error.type"] == (name or "_OTHER")
+    assert span.exception == {key: text for key, text in told.items() if text}
+    assert (span.is_error, span.message) == (True, error or "")
+
+
+def test_a_call_that_was_cancelled_raised_nothing() -> None:
+    """Whatever its text says."""
+    [span] = spans({"type": "tool_call", "status": "success", "error": "ValueError: x"})
+
+    assert span.exception == {}
+    assert "error.type" not in span.attributes
 
 
 @pytest.mark.parametrize("session_id", ["s" * 201, "sitzung-ß", "a\nb", "\ud800"])

@@ -21,6 +21,7 @@ usage details exclude each other, and it adds them up
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias, cast
@@ -45,6 +46,7 @@ __all__ = [
     "Value",
     "is_mapping_of_text",
     "is_texts",
+    "raised_by",
     "table_of",
     "value_of",
     "without_text",
@@ -71,6 +73,10 @@ _TOOL: tuple[Attribute, ...] = (("gen_ai.tool.type", "function"),)
 _MCP_TOOL: tuple[Attribute, ...] = (
     ("gen_ai.tool.type", "extension"),
     ("mcp.method.name", "tools/call"),
+)
+_RAISED = re.compile(
+    r"((?:[A-Za-z_][\w.]{0,99}?)?(?:Error|Exception|ExceptionGroup|Exit|Interrupt|Timeout|Warning))"
+    r"(?:: |\Z)"
 )
 _FAILURE: tuple[Attribute, ...] = (("error.type", "_OTHER"),)
 
@@ -302,9 +308,34 @@ def _tool(event: Fields) -> Iterable[Attribute]:
     return _MCP_TOOL if event.get("tool_type") == "mcp" else _TOOL
 
 
+def raised_by(text: str) -> tuple[str, str]:
+    """The class of an exception and its message, where *text* is both; else "" and *text*.
+
+    A block that fails says so in its ``error`` as Python does, and as other languages do. By
+    the class's name, which ends as such names do, it is told from other text with a colon.
+    """
+    found = _RAISED.match(text)
+    return ("", text) if found is None else (found[1], text[found.end() :])
+
+
 def _failure(event: Fields) -> Iterable[Attribute]:
-    """The kind of a failure is not told by these events: the convention's word for that."""
-    return _FAILURE if event.get("status") == "error" else ()
+    """The class of what was raised; the convention's word for others, where nobody tells it."""
+    if event.get("status") != "error":
+        return ()
+    error = event.get("error")
+    name = raised_by(error)[0] if type(error) is str else ""
+    return (("error.type", name),) if name else _FAILURE
+
+
+def _cost_under(prefix: str) -> Computed:
+    """A generation's cost among what has no conventional name."""
+    name = f"{prefix}cost"
+
+    def told(event: Fields) -> Iterable[Attribute]:
+        cost = cost_of(event)
+        return () if cost is None else ((name, cost),)
+
+    return told
 
 
 def _openinference_usage(event: Fields) -> Iterable[Attribute]:
@@ -380,7 +411,7 @@ _OPENTELEMETRY: Table = {
         kind=Kind.CLIENT,
         always={"gen_ai.operation.name": "chat"},
         fields={**_MODEL, "gen_ai.agent.name": "agent"},
-        own=("message_id", "cost"),
+        own=("message_id",),  # and its cost, where that is known
         computed=(_gen_ai_usage, _finish),
     ),
     "tool_call": Shape(
@@ -487,7 +518,10 @@ def table_of(dialect: Dialect, shapes: Mapping[str, Shape]) -> Table:
         shapes: what the host's own types become, and built-in ones where it wants another;
             under :data:`ALL`, what all others of its own become.
     """
-    known = {**_OPENTELEMETRY, **shapes, "": OTHER}
+    generation = _OPENTELEMETRY["generation"]
+    computed = (*generation.computed, _cost_under(dialect.prefix))
+    generation = msgspec.structs.replace(generation, computed=computed)
+    known = {**_OPENTELEMETRY, "generation": generation, **shapes, "": OTHER}
     return {
         kind: _with_columns(shape, dialect.columns.get(kind, dialect.other), dialect.prefix)
         for kind, shape in known.items()

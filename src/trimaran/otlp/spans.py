@@ -34,6 +34,7 @@ from trimaran.otlp.conventions import (
     Shape,
     Table,
     Value,
+    raised_by,
     value_of,
     without_text,
 )
@@ -245,7 +246,7 @@ class _Mapping:
             self._attributes(shape, event),
             is_error,
             message if is_error else "",
-            _exception(event, message) if kind == "error" else {},
+            _exception(kind, event, message) if is_error else {},
         )
 
     def root(self, kind: str, event: Fields) -> Span:
@@ -353,9 +354,14 @@ def _is_error(kind: str, event: Fields) -> bool:
     )
 
 
-def _exception(event: Fields, message: str) -> dict[str, Value]:
+def _exception(kind: str, event: Fields, message: str) -> dict[str, Value]:
     """As OpenTelemetry has it: https://opentelemetry.io/docs/specs/semconv/exceptions/."""
-    told = {"exception.type": _text(event, "error_name"), "exception.message": message}
+    name = _text(event, "error_name")
+    if kind != "error":
+        name, message = raised_by(message)
+        if not name:
+            return {}
+    told = {"exception.type": name, "exception.message": message}
     return {name: text for name, text in told.items() if text}
 
 
