@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import signal
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -158,6 +159,29 @@ async def test_what_comes_again_is_forwarded_once(
 
     assert len(endpoint.requests) == 5
     assert forwarder.report().delivered == 5
+
+
+async def test_a_receiver_does_not_say_that_it_is_the_agent(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """Sessions that other machines recorded have neither its process nor its Python."""
+    async with forwarding(to(endpoint.url, tmp_path, encoding="json")) as forwarder:
+        await forwarder.append(batch(0), "1")
+        await settled(forwarder)
+
+    [request] = endpoint.requests
+    [group] = msgspec.json.decode(gzip.decompress(request.body))["resourceSpans"]
+    names = {attribute["key"] for attribute in group["resource"]["attributes"]}
+    assert "telemetry.sdk.name" in names
+    assert not [name for name in names if name.startswith("process.")]
+
+
+def test_without_an_endpoint_nothing_is_taken(tmp_path: Path) -> None:
+    """It would be lost later, one batch after the other."""
+    settings = OtlpSettings.from_environ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"})
+
+    with pytest.raises(ValueError, match="nowhere to: OTEL_EXPORTER_OTLP_ENDPOINT does not start"):
+        Forward(settings=settings, spool=tmp_path)
 
 
 async def test_what_waits_is_known_however_much_came_since(

@@ -48,7 +48,11 @@ _WHO = "receiver"
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a receiver passes on what it takes."""
+    """Where a receiver passes on what it takes.
+
+    Raises:
+        ValueError: a variable named an endpoint that cannot be used, so there is none.
+    """
 
     settings: OtlpSettings
     """Where to, and how."""
@@ -57,6 +61,10 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     user alone. Receivers may share it."""
     most_bytes: int = SPOOL_BYTES
     """Of all batches there, at most. What has no room is not taken."""
+
+    def __post_init__(self) -> None:
+        if not self.settings.url:
+            raise ValueError(f"Forward: there is nowhere to: {'; '.join(self.settings.problems)}")
 
 
 class Forwarder:
@@ -226,7 +234,7 @@ async def open_forwarder(
     Raises:
         StoreError: the directory cannot be used.
     """
-    transport = OtlpTransport(forward.settings)
+    transport = OtlpTransport(forward.settings, names_process=False)  # it speaks for agents
     raised: BaseException | None = None
     lanes = _Lanes()
     outlet: Outlet | None = None
