@@ -16,7 +16,7 @@ from conftest import LoopbackEndpoint
 from patience import PATIENCE
 from trimaran._process import ProcessListener, ProcessSendChannel, listening
 from trimaran._relay.__main__ import main
-from trimaran._relay.launch import LaunchError, launch
+from trimaran._relay.launch import LaunchError, NoInterpreterError, launch
 from trimaran._relay.messages import LISTENS
 from trimaran._relay.orders import Orders, orders_of, words_of
 from trimaran._relay.place import RelayPlace
@@ -73,6 +73,87 @@ def test_what_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+def script(path: Path, does: str) -> Path:
+    """A program that says that it was started, in a file of its own, and *does* something."""
+    path.write_text(f"#!/bin/sh\necho started >> {path}.log\n{does}\n")
+    path.chmod(0o755)
+    return path
+
+
+def starts_of(program: Path) -> int:
+    """How often it was started."""
+    log = Path(f"{program}.log")
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_a_frozen_program_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its executable is the program itself, not Python."""
+    program = script(tmp_path / "program", "exit 0")
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+
+    with pytest.raises(LaunchError, match="frozen") as caught:
+        launch(orders_for(tmp_path / "relay"))
+
+    assert not isinstance(caught.value, NoInterpreterError), "a relay of others may come"
+    assert starts_of(program) == 0
+
+
+@pytest.mark.parametrize("does", ["exit 0", "echo no >&2; exit 2", "echo hello", "exec sleep 600"])
+def test_what_is_no_interpreter_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    """It does not say the word, whether it ends or stays; what stays is ended."""
+    program = script(tmp_path / "program", does)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("trimaran._relay.launch._PATIENCE", 2.0 if "sleep" in does else PATIENCE)
+
+    with pytest.raises(NoInterpreterError, match="program is no interpreter"):
+        launch(orders_for(tmp_path / "relay"))
+
+    assert starts_of(program) == 1
+    assert list((tmp_path / "relay").iterdir()) == []
+
+
+def test_an_interpreter_that_hangs_or_is_killed_is_still_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have better luck the next time."""
+    hangs = script(tmp_path / "hangs", "printf python; exec sleep 600")
+    monkeypatch.setattr("trimaran._relay.launch._PATIENCE", 2.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(hangs))
+        with pytest.raises(LaunchError, match="timed out") as caught:
+            launch(orders_for(tmp_path / "relay"))
+    assert not isinstance(caught.value, NoInterpreterError)
+
+    monkeypatch.setattr("trimaran._relay.launch._PATIENCE", PATIENCE)
+    monkeypatch.setattr(sys, "executable", str(script(tmp_path / "killed", "kill -9 $$")))
+    assert launch(orders_for(tmp_path / "relay")) is True
+
+
+async def test_what_is_no_interpreter_is_started_once(
+    tmp_path: Path, endpoint: LoopbackEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often its agent looks for a relay; one that somebody else starts is taken."""
+    program = script(tmp_path / "program", "exit 0")
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("trimaran._relay.client.UNAVAILABLE_FOR", 0.0)
+    async with trio.open_nursery() as nursery:
+        relayed = Relayed(tmp_path / "relay", nursery)
+        async with relayed.agent(endpoint.url, starts=launch) as telemetry:
+            alone = [await say(telemetry, f"s{number}") for number in range(3)]
+            await relayed.start()
+            joined = await say(telemetry, "joined")
+        nursery.cancel_scope.cancel()
+
+    assert [books.delivered for books in alone] == [1, 1, 1]
+    assert joined.handed_over == 1
+    assert starts_of(program) == 1
+
+
 def test_what_is_said_is_no_failure_where_a_relay_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +183,7 @@ def test_a_relay_is_started_without_what_is_its_agents_own(
         words: list[str], *, env: Mapping[str, str], **_named: object
     ) -> subprocess.CompletedProcess[bytes]:
         given.append(env)
-        return subprocess.CompletedProcess(words, 0, stderr=b"")
+        return subprocess.CompletedProcess(words, 0, stdout=b"python", stderr=b"")
 
     monkeypatch.setenv("TEST_TOKEN", "s3same-0pen")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test")

@@ -24,7 +24,7 @@ from trimaran._process import (
     ProcessSendChannel,
     connect,
 )
-from trimaran._relay.launch import LaunchError
+from trimaran._relay.launch import LaunchError, NoInterpreterError
 from trimaran._relay.messages import (
     LISTENS,
     PROTOCOL,
@@ -115,6 +115,8 @@ class RelayClient:
         self._connecting = trio.Lock()
         self._connected = trio.Event()
         self._start_not_before = -math.inf
+        self._cannot_start = ""
+        """Why none is to be started any more."""
         self._unavailable_until = -math.inf
         self._unavailable_because = ""
         self._waiting: set[trio.CancelScope] = set()
@@ -237,10 +239,20 @@ class RelayClient:
             return self._channel
 
     async def _start_if_due(self) -> None:
+        if self._cannot_start:
+            raise LaunchError(self._cannot_start)
         if trio.current_time() >= self._start_not_before and await trio.to_thread.run_sync(
-            self._start, abandon_on_cancel=True
+            self._started, abandon_on_cancel=True
         ):
             self._start_not_before = trio.current_time() + RESTART_INTERVAL
+
+    def _started(self) -> bool:
+        """Start one, in a thread; that may outlive whoever waits for it."""
+        try:
+            return self._start()
+        except NoInterpreterError as error:
+            self._cannot_start = str(error)
+            raise
 
     async def _introduced(
         self, stream: trio.SocketStream, token: str | None
