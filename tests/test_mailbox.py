@@ -131,15 +131,15 @@ async def test_an_event_comes_out_as_it_went_in() -> None:
 async def test_where_an_event_stands_comes_out_with_it() -> None:
     """It takes some bytes more; what could never have room with them is too large."""
     note = Note(text="x")
-    box = Box(budget=MemoryBudget(NOTE_SIZE + 200))
-    narrow = Box(budget=MemoryBudget(NOTE_SIZE + 100))
+    box = Box(budget=MemoryBudget(NOTE_SIZE + 300))
+    narrow = Box(budget=MemoryBudget(NOTE_SIZE + 200))
 
     for each in (box, narrow):
-        each.mailbox.put(note, NOW, (1, 2))
+        each.mailbox.put(note, NOW, (1, 2, 3, 4))
     [entry] = (await box.mailbox.receive()).entries
 
-    assert entry.place == (1, 2)
-    assert NOTE_SIZE + 100 < entry.size <= NOTE_SIZE + 200
+    assert entry.place == (1, 2, 3, 4)
+    assert NOTE_SIZE + 200 < entry.size <= NOTE_SIZE + 300
     assert narrow.ledger.dropped == {DropReason.TOO_LARGE: 1}
 
 

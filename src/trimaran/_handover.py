@@ -17,7 +17,7 @@ from trimaran._environment import PROTOCOL
 from trimaran._events import BUILT_IN_EVENTS, UNSET, BuiltInEvent, Event, ToolCall, read_back
 from trimaran._host_events import HostEvents, UnusableEvent
 from trimaran._pipeline.entry import MOST_MILLISECONDS
-from trimaran._spans import Place, span_number
+from trimaran._spans import Place, span_number, span_time
 
 __all__ = [
     "WITHDRAWN",
@@ -36,7 +36,7 @@ _HEAD = b"trimaran %d " % PROTOCOL
 _LONGEST_KEY = 1024
 
 _STAMPS = frozenset({"type", "timestamp", "session_id"})
-_PLACE = frozenset({"span_id", "parent_span_id"})
+_PLACE = frozenset({"span_id", "parent_span_id", "span_start", "span_end"})
 
 
 class Unreadable(Exception):
@@ -47,13 +47,15 @@ class _Body(msgspec.Struct):
     events: list[BuiltInEvent]
 
 
-class _Ids(msgspec.Struct):
+class _Placed(msgspec.Struct):
     span_id: object = None
     parent_span_id: object = None
+    span_start: object = None
+    span_end: object = None
 
 
 class _PlacedBody(msgspec.Struct):
-    events: list[_Ids]
+    events: list[_Placed]
 
 
 class _OddBody(msgspec.Struct):
@@ -91,8 +93,8 @@ def child_of(key: str) -> str:
 
 
 def places_in(body: bytes) -> Iterator[Place | None]:
-    """Where the events of a batch stand among the spans, as the child has it; None for one of
-    which it does not say that.
+    """Where the events of a batch stand among the spans, and when, as the child has it; None for
+    one of which it does not say that.
 
     Raises:
         Unreadable: *body* is that of no batch.
@@ -101,7 +103,15 @@ def places_in(body: bytes) -> Iterator[Place | None]:
         events = _placed_bodies.decode(body).events
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(type(error).__name__) from None
-    places = ((span_number(ids.span_id), span_number(ids.parent_span_id)) for ids in events)
+    places = (
+        (
+            span_number(event.span_id),
+            span_number(event.parent_span_id),
+            span_time(event.span_start),
+            span_time(event.span_end),
+        )
+        for event in events
+    )
     return (place if any(place) else None for place in places)
 
 
@@ -116,8 +126,8 @@ def tracked_events(
     Args:
         body: the batch's.
         host_events: classes for types of the host's own.
-        with_places: whether the child wrote ids of spans into its events, which are no fields
-            of theirs.
+        with_places: whether the child wrote into its events which spans they are, in members
+            that are no fields of theirs.
 
     Raises:
         Unreadable: *body* is that of no batch.

@@ -84,7 +84,14 @@ class LiveSession(Session):
         )
         key_prefix = shared.new_id()
         self._spans = (
-            Spans(key_prefix, span_number(context.span_id)) if shared.wants_spans else None
+            Spans(
+                key_prefix,
+                span_number(context.span_id),
+                now=self._now,
+                wall_clock=shared.wall_clock,
+            )
+            if shared.wants_spans
+            else None
         )
         self.ends: Ends = Ends(
             shared,

@@ -110,11 +110,12 @@ class _Measure(abc.ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        duration_ms = round((self._now() - self._begun) * 1000)
+        ended = self._now()
+        duration_ms = round((ended - self._begun) * 1000)
         if self._block is None:
             self._track(self._event(duration_ms, error))
         else:
-            place = self._block.leave()
+            place = self._block.leave(self._begun, ended)
             self._track(self._event(duration_ms, error), place)
 
     @abc.abstractmethod

@@ -1,6 +1,6 @@
-"""Which span an event is, and below which: ids that a session keeps beside its events.
+"""Which span an event is, below which, and when: what a session keeps beside its events.
 
-In: a text that is unique to a pipeline; blocks that are entered and left. Out: ids.
+In: a text that is unique to a pipeline; blocks that are entered and left. Out: ids, and times.
 Does not know: events, sessions, what a destination makes of an id.
 
 An id is a number of 64 bits that is not 0. Those of a pipeline are spread from one beginning,
@@ -10,20 +10,27 @@ them, from a number that counts.
 Which block is the innermost, a task inherits from the code that started it. The block itself
 says whose it is and whether it was left, so that sessions may be interleaved in any way, and
 blocks be left in any order, in any context, or never.
+
+When a block begins that is in no other, the wall clock says. What comes after that in it, and
+in the blocks inside, a clock says that nobody sets: so what is inside never sticks out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeAlias
 
-__all__ = ["Block", "Place", "Spans", "span_number"]
+__all__ = ["Block", "Place", "Spans", "nanoseconds", "span_number", "span_time"]
 
-Place: TypeAlias = tuple[int, int]
-"""The id of a span, and of the one that it stands below. 0 for the first: it follows from the
-number of the event. 0 for the second: it stands where the pipeline does."""
+Place: TypeAlias = tuple[int, int, int, int]
+"""The id of a span, that of the one that it stands below, when it began and when it ended.
+
+0 for the first: it follows from the number of the event. 0 for the second: it stands where the
+pipeline does. Times are nanoseconds since the epoch; 0 for one that the event itself says."""
 
 _IDS = 2**64
 
@@ -33,6 +40,20 @@ one, the golden ratio's, spreads few of them well."""
 
 _DIGITS = 16
 
+_LATEST = 2**63
+"""Nanoseconds since the epoch that are too many: nothing takes such a time."""
+
+_NOWHERE: Place = (0, 0, 0, 0)
+
+_LONGEST_TIME = 19
+"""Digits of the latest time."""
+
+_LOOKS = 3
+"""How often two clocks are read to see how far they are apart, at most."""
+
+_AT_ONCE = 0.000_002
+"""Seconds from one reading to the next, where nothing came between them."""
+
 
 class Block:
     """A block of an agent's code that is a span.
@@ -41,36 +62,54 @@ class Block:
     for the block around it would look for ever.
     """
 
-    __slots__ = ("is_left", "outer", "place", "spans")
+    __slots__ = ("above", "ahead", "id", "is_left", "outer", "spans")
 
     def __init__(self, spans: Spans) -> None:
         self.spans: Spans = spans
         self.outer: Block | None = None
-        self.place: Place = (0, 0)
+        self.id: int = 0
+        self.above: int = 0
+        """The id of the block around it."""
+        self.ahead: int | None = None
+        """Nanoseconds that the wall clock is ahead of the other one; None if it fails."""
         self.is_left: bool = False
 
     def enter(self) -> None:
         """What happens from now on, here and in what is started here, is inside."""
-        if self.place[0]:
+        if self.id:
             return
         outer = _open(_innermost.get())
         if outer is not None:
             outer.outer = _open(outer.outer)  # blocks that overlap for ever make no chain
         self.outer = outer
-        self.place = self.spans.next_block()
+        around = self.spans.innermost()
+        self.id = self.spans.next_id()
+        if around is None:
+            self.ahead = self.spans.ahead()
+        else:
+            self.above, self.ahead = around.id, around.ahead
         _innermost.set(self)
 
-    def leave(self) -> Place:
+    def leave(self, begun: float, ended: float) -> Place:
         """Nothing is inside any more; gives where the block stands itself.
 
         Left again, it gives another place: no two events are the same span.
+
+        Args:
+            begun: when it began, in seconds by the clock that nobody sets.
+            ended: when it was over.
         """
+        own, above = self.id, self.above
         if self.is_left:
-            return self.spans.next_block()
-        self.is_left = True
-        if _innermost.get() is self:
-            _innermost.set(_open(self.outer))
-        return self.place
+            own, above = self.spans.next_id(), self.spans.above_here()
+        else:
+            self.is_left = True
+            if _innermost.get() is self:
+                _innermost.set(_open(self.outer))
+        if self.ahead is None:
+            return own, above, 0, 0
+        start, end = self.ahead + nanoseconds(begun), self.ahead + nanoseconds(ended)
+        return (own, above, start, end) if 0 < start <= end < _LATEST else (own, above, 0, 0)
 
 
 _innermost: ContextVar[Block | None] = ContextVar("trimaran_block", default=None)
@@ -90,48 +129,84 @@ class Spans:
     Args:
         seed: unique over all pipelines, for all time.
         below: what the pipeline stands below as a whole; 0 for the session's root.
+        now: seconds by a clock that nobody sets.
+        wall_clock: seconds since the epoch; the host's own code, perhaps.
     """
 
-    def __init__(self, seed: str, below: int = 0) -> None:
+    def __init__(
+        self,
+        seed: str,
+        below: int = 0,
+        *,
+        now: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
         digest = hashlib.blake2b(
             f"trimaran spans {seed}".encode(errors="surrogatepass"), digest_size=8
         )
         self._base = int.from_bytes(digest.digest())
         self._below = below
+        self._now = now
+        self._wall_clock = wall_clock
         self._blocks = itertools.count()  # from any thread
 
     def block(self) -> Block:
         """A block to enter."""
         return Block(self)
 
-    def next_block(self) -> Place:
-        """Where a block stands that is entered here and now."""
-        return self._id(2 * next(self._blocks) + 1), self._innermost()
+    def next_id(self) -> int:
+        """The id of a block that no other has."""
+        return self._id(2 * next(self._blocks) + 1)
+
+    def ahead(self) -> int | None:
+        """Nanoseconds that the wall clock is ahead of the other one; None if it fails.
+
+        Another thread, or process, may have its turn between two readings; so they are
+        repeated where they took long, and the quickest count.
+        """
+        quickest, ahead = math.inf, None
+        try:
+            for _ in range(_LOOKS):
+                before, wall, after = self._now(), self._wall_clock(), self._now()
+                if after - before < quickest:
+                    quickest = after - before
+                    ahead = nanoseconds(wall) - nanoseconds((before + after) / 2)
+                if quickest <= _AT_ONCE:
+                    break
+        except Exception:  # noqa: BLE001 - a clock is the host's own code
+            return None
+        return ahead
 
     def here(self) -> Place | None:
         """Where an event stands that happens here and now; None for outside of all blocks."""
-        innermost = self._innermost()
-        return (0, innermost) if innermost else None
+        above = self.above_here()
+        return (0, above, 0, 0) if above else None
 
     def above(self) -> int:
         """What a pipeline that is started here and now stands below; 0 for the root."""
-        return self._innermost() or self._below
+        return self.above_here() or self._below
 
-    def ids(self, number: int, place: Place | None) -> Place:
+    def ids(self, number: int, place: Place | None) -> tuple[int, int]:
         """The id of an event, and of what it stands below, or 0 for the root.
 
         Args:
             number: counts the events of the pipeline from 1.
             place: where it stands.
         """
-        own, above = (0, 0) if place is None else place
+        own, above, _, _ = _NOWHERE if place is None else place
         return own or self._id(2 * number), above or self._below
 
-    def _innermost(self) -> int:
+    def innermost(self) -> Block | None:
+        """The innermost block of this pipeline, here and now."""
         block = _innermost.get()
         while block is not None and (block.is_left or block.spans is not self):
             block = block.outer
-        return 0 if block is None else block.place[0]
+        return block
+
+    def above_here(self) -> int:
+        """The id of the innermost block, here and now; 0 outside of all of them."""
+        block = self.innermost()
+        return 0 if block is None else block.id
 
     def _id(self, number: int) -> int:
         return (self._base + number * _STEP) % _IDS or 1
@@ -145,3 +220,20 @@ def span_number(text: object) -> int:
         return int(text, 16)
     except ValueError:
         return 0
+
+
+def nanoseconds(seconds: float) -> int:
+    """*seconds* as they are counted in spans."""
+    return int(seconds * 1e9)
+
+
+def span_time(text: object) -> int:
+    """A time from its digits, in nanoseconds since the epoch; 0 for anything else."""
+    if (
+        type(text) is not str
+        or len(text) > _LONGEST_TIME
+        or not (text.isascii() and text.isdigit())
+    ):
+        return 0
+    time = int(text)
+    return time if time < _LATEST else 0

@@ -150,16 +150,26 @@ def test_a_time_that_is_none_is_left_out(timestamp: object) -> None:
 
 
 def test_where_events_stand_is_read_as_the_child_has_it() -> None:
-    """What says nothing of it, or nothing sensible, has its place by itself."""
+    """And when they were. What says nothing of it, or nothing sensible, has that by itself."""
     body = b"""{"events":[
         {"type":"command","span_id":"00000000000000a1","parent_span_id":"00000000000000b2"},
         {"type":"command","span_id":"00000000000000a1"},
         {"type":"command"},
         {"type":"command","span_id":7,"parent_span_id":"nonsense"},
-        {"type":"command","span_id":null,"parent_span_id":"00000000000000b2"}
+        {"type":"command","span_id":null,"parent_span_id":"00000000000000b2"},
+        {"type":"command","span_start":"7","span_end":"1795000000000000001"},
+        {"type":"command","span_id":"00000000000000a1","span_start":7,"span_end":"9223372036854775808"}
     ]}"""
 
-    assert list(places_in(body)) == [(0xA1, 0xB2), (0xA1, 0), None, None, (0, 0xB2)]
+    assert list(places_in(body)) == [
+        (0xA1, 0xB2, 0, 0),
+        (0xA1, 0, 0, 0),
+        None,
+        None,
+        (0, 0xB2, 0, 0),
+        (0, 0, 7, 1_795_000_000_000_000_001),
+        (0xA1, 0, 0, 0),
+    ]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"events":[1]}', b"\xff", b"[" * 100_000])
@@ -171,7 +181,8 @@ def test_what_is_no_batch_says_of_no_place(body: bytes) -> None:
 
 def test_ids_of_spans_are_no_fields_of_a_hosts_own_event() -> None:
     """Where the child was asked for them; else a field may be called so."""
-    body = b'{"events":[{"type":"own","timestamp":1,"session_id":"s","span_id":"a","x":1}]}'
+    body = b'{"events":[{"type":"own","timestamp":1,"session_id":"s","span_id":"a",'
+    body += b'"parent_span_id":"b","span_start":"1","span_end":"2","x":1}]}'
 
     [asked] = tracked_events(body, HostEvents(), with_places=True)
     [not_asked] = tracked_events(body, HostEvents())
@@ -179,4 +190,7 @@ def test_ids_of_spans_are_no_fields_of_a_hosts_own_event() -> None:
     assert asked is not None
     assert not_asked is not None
     assert encode(asked) == b'{"type":"own","timestamp":1,"x":1}'
-    assert encode(not_asked) == b'{"type":"own","timestamp":1,"span_id":"a","x":1}'
+    assert encode(not_asked) == (
+        b'{"type":"own","timestamp":1,"span_id":"a","parent_span_id":"b","span_start":"1",'
+        b'"span_end":"2","x":1}'
+    )

@@ -13,7 +13,7 @@ from otlp.recorder import Recorder
 from otlp.systems import ReadSpan
 from trimaran._trace import trace_of
 
-__all__ = ["MS", "check"]
+__all__ = ["MS", "check", "check_inside"]
 
 MS = 1_000_000
 """Nanoseconds."""
@@ -50,9 +50,7 @@ def check(spans: Sequence[ReadSpan], recorder: Recorder) -> None:
         parent = "" if is_root else event.get("parent_span_id", trace.span_id)
         assert span.parent_span_id == parent
         assert (span.name, span.kind) == (name, 3 if kind in CLIENTS else 1)
-        assert span.end == event["timestamp"] * MS
-        if not is_root:
-            assert span.end - span.start == event.get("duration_ms", 0) * MS
+        check_times(span, event, is_root=is_root)
         assert span.is_error == is_failed
         assert span.message == (event.get("error") or event.get("error_message") or "") * is_failed
         assert span.attributes["session.id"] == event["session_id"]
@@ -66,6 +64,34 @@ def check(spans: Sequence[ReadSpan], recorder: Recorder) -> None:
                 "exception.message": event["error_message"],
             }
             assert span.events == [("exception", span.end, told)]
+
+
+def check_times(span: ReadSpan, event: dict[str, Any], *, is_root: bool) -> None:
+    """When it was, to the nanosecond, as far as the wire's milliseconds can tell that."""
+    assert span.end == int(event["span_end"])
+    length = span.end - span.start
+    if is_root:
+        assert span.start == int(event.get("span_start", event["span_end"]))
+    elif "span_start" in event:
+        assert span.start == int(event["span_start"])
+        assert abs(length - event["duration_ms"] * MS) <= MS
+        assert span.end <= event["timestamp"] * MS + MS  # it is tracked when it is over
+    else:
+        assert abs(span.end - event["timestamp"] * MS) <= MS
+        assert length == event.get("duration_ms", 0) * MS
+
+
+def check_inside(spans: Sequence[ReadSpan], recorder: Recorder) -> None:
+    """What was measured, or has no length, is over before what it happened in, and begins
+    later. What the host says of an event of its own stands as it is.
+
+    Not so for what a block has started and not waited for.
+    """
+    by_id = {(span.trace_id, span.span_id): span for span in spans}
+    for span, event in zip(spans, recorder.events(), strict=True):
+        around = by_id.get((span.trace_id, span.parent_span_id))
+        if around is not None and ("span_start" in event or "duration_ms" not in event):
+            assert around.start <= span.start <= span.end <= around.end, (around, span)
 
 
 def check_usage(found: dict[str, Any], tokens: dict[str, int]) -> None:

@@ -171,6 +171,10 @@ def rendered_nested(dialect: Dialect) -> bytes:
     for number, (name, span_id, above) in enumerate(NESTED):
         event = wire_form(EVENTS[name]) | {"timestamp": NOW + number, "span_id": span_id}
         del event["parent_span_id"]
+        end = (NOW + number) * 1_000_000 - 250
+        event |= {"span_end": str(end)}
+        if "duration_ms" in event:
+            event |= {"span_start": str(end - event["duration_ms"] * 1_000_000 + 125)}
         events.append(event | ({"parent_span_id": above} if above else {}))
     events[-1] |= {"agent": "build", "model_id": "large-model-4-5", "provider_id": "provider"}
     body = Body(SESSION, NOW, events, app="altimate")

@@ -158,6 +158,51 @@ def test_without_an_open_root_the_start_is_a_span_of_its_own() -> None:
     assert start.span_id != end.span_id
 
 
+def test_an_event_says_exactly_when_it_was() -> None:
+    """Its milliseconds are what others go by."""
+    exact = {"span_start": "2000125", "span_end": "4000375"}
+    [start, call, own, command, end] = spans(
+        {"type": "session_start", "timestamp": 2, "span_end": "2000001"},
+        {"type": "tool_call", "timestamp": 4, "duration_ms": 2, **exact},
+        {"type": "of a host's own", "timestamp": 4, **exact},
+        {"type": "command", "timestamp": 4, "span_end": "4000300"},
+        {"type": "session_end", "timestamp": 5, "duration_ms": 3}
+        | {"span_start": "1999999", "span_end": "5000001"},
+    )
+
+    assert (start.start, start.end) == (2_000_001, 2_000_001)
+    assert (call.start, call.end) == (own.start, own.end) == (2_000_125, 4_000_375)
+    assert (command.start, command.end) == (4_000_300, 4_000_300)
+    assert (end.start, end.end) == (1_999_999, 5_000_001)
+    assert not [name for name in attributes(call) if "span_" in name]
+
+
+def test_a_root_begins_when_its_start_says_so_exactly() -> None:
+    """Where the end does not know it."""
+    begun = begun_by(Body("ses_1", 0, [{"type": "session_start", "span_end": "2000001"}]))
+
+    [end] = spans({"type": "session_end", "timestamp": 5, "duration_ms": 1}, begun=begun)
+
+    assert (end.start, end.end) == (2_000_001, 5 * MS)
+
+
+@pytest.mark.parametrize("bad", [7, "", "-1", "1.0", "x", None, str(2**63)])
+def test_what_is_no_time_is_not_taken_for_one(bad: object) -> None:
+    """The milliseconds count."""
+    times = {"timestamp": 4, "duration_ms": 2, "span_start": bad, "span_end": bad}
+
+    for kind in ("tool_call", "session_end"):
+        [span] = spans({"type": kind, **times})
+        assert (span.start, span.end) == (2 * MS, 4 * MS)
+
+
+def test_a_span_does_not_begin_after_its_end() -> None:
+    """Whoever said so."""
+    for kind in ("tool_call", "session_end"):
+        [span] = spans({"type": kind, "timestamp": 4, "span_start": "4000001"})
+        assert (span.start, span.end) == (4 * MS, 4 * MS)
+
+
 def test_an_error_is_a_span_with_an_exception() -> None:
     """What it happened in has been sent, or will be, and cannot be changed by it."""
     [error] = spans(
@@ -434,6 +479,7 @@ JSON = st.recursive(
 )
 FIELDS = ["timestamp", "duration_ms", "status", "error", "error_message", "tokens", "cost"]
 FIELDS += ["model_id", "tool_name", "finish_reason", "span_id", "agent", "subject", "x"]
+FIELDS += ["span_start", "span_end"]
 KINDS = ["session_start", "session_end", "generation", "tool_call", "bridge_call", "error"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 import trimaran
-from otlp.comparing import MS, check
+from otlp.comparing import check, check_inside
 from otlp.conftest import COLLECTED
 from otlp.recorder import recording
 from otlp.systems import TOKEN, ReadSpan, TestAgent
@@ -61,6 +61,7 @@ async def test_a_session_arrives_whole(
     assert session.statistics().delivered == 11
     spans = test_agent.spans(token)
     check(spans, recorder)
+    check_inside(spans, recorder)
     [root] = [span for span in spans if not span.parent_span_id]
     assert root.attributes["trimaran.total_cost"] == 0.0123
     assert root.start <= min(s.start for s in spans if s.name == "chat m")
@@ -85,7 +86,7 @@ async def test_log_records_arrive_whole(encoding: str, test_agent: TestAgent, to
         trace = trace_of(event["session_id"])
         is_failed = event["type"] == "error" or event.get("status") == "error"
         assert record.event_name == f"trimaran.{event['type']}"
-        assert (record.trace_id, record.time) == (trace.trace_id, event["timestamp"] * MS)
+        assert (record.trace_id, record.time) == (trace.trace_id, int(event["span_end"]))
         is_root = event["type"] in recorder.roots
         assert record.span_id == (trace.span_id if is_root else event["span_id"])
         assert record.severity == (17 if is_failed else 9)
@@ -106,6 +107,7 @@ async def test_a_long_session_shows_while_it_runs(test_agent: TestAgent, token: 
 
     spans = test_agent.spans(token)
     check(spans, recorder)
+    check_inside(spans, recorder)
     assert started.name == "session_start build"
     assert started.parent_span_id == spans[-1].span_id
     assert started.start == spans[-1].start
@@ -124,6 +126,7 @@ async def test_an_open_root_shows_while_its_session_runs(test_agent: TestAgent, 
 
     spans = test_agent.spans(token)
     check(spans, recorder)
+    check_inside(spans, recorder)
     assert (opened.span_id, opened.start) == (spans[-1].span_id, spans[-1].start)
     assert opened.end <= spans[-1].end
 
@@ -160,6 +163,7 @@ async def test_a_session_of_10_000_events(test_agent: TestAgent, token: str) -> 
     assert session.statistics().delivered == 10_002
     spans = test_agent.spans(token)
     check(spans, recorder)
+    check_inside(spans, recorder)
     assert len({span.span_id for span in spans}) == 10_002
     total = sum(span.attributes.get("gen_ai.usage.input_tokens", 0) for span in spans)
     assert total == sum(range(2_500)) + 2_500 * 7
@@ -194,9 +198,7 @@ async def test_200_sessions_at_once(test_agent: TestAgent, token: str) -> None:
         names |= {f"chat m-{number}", f"execute_tool tool-{number}"}
         assert {span.name for span in own} == names
         assert all(
-            span.end == events[span.span_id]["timestamp"] * MS
-            for span in own
-            if span.parent_span_id
+            span.end == int(events[span.span_id]["span_end"]) for span in own if span.parent_span_id
         )
 
 
@@ -218,5 +220,6 @@ async def test_a_session_through_a_collector(
             spans = [s for s in test_agent.spans(COLLECTED) if s.trace_id == trace_id]
             await trio.sleep(0.02)
     check(spans, recorder)
+    check_inside(spans, recorder)
     assert spans[-1].links == [trace_of("ses_0")[:2]]
     assert session.statistics().delivered == 11

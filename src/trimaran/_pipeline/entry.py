@@ -22,7 +22,7 @@ ENTRY_OVERHEAD = 500
 strings that are its own, the entry. For a tool call with an id of its own, tracemalloc
 counts 493 on CPython 3.11."""
 
-PLACE_BYTES = 160
+PLACE_BYTES = 240
 """Bytes that an event's place among the spans takes, where it has one of its own."""
 
 ERROR_TEXT_WINDOW = 4096

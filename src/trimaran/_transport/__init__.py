@@ -94,7 +94,9 @@ class Transport(Protocol):
 
     One with an attribute ``wants_spans`` that is True gets more than the origin's endpoint:
     in each event of a body ``span_id`` and, where it happened inside a block,
-    ``parent_span_id``, each 16 hexadecimal digits; in ``session_end`` the agent and its model;
+    ``parent_span_id``, each 16 hexadecimal digits; ``span_end`` and, of a block,
+    ``span_start``, each the digits of nanoseconds since the epoch; in ``session_end`` the
+    agent and its model;
     in the body ``app``, the host's name; and a header ``traceparent``, where the session
     stands below something. It is looked up once.
 

@@ -6,7 +6,9 @@ Does not know: how spans are written down or sent, what a destination makes of t
 Ids follow from what is in the batch, so that a batch that is sent again, by whichever
 process, is the same spans again. An event says its own span and its parent's by two members
 more, ``span_id`` and ``parent_span_id``; without them its id is made of the batch's key and
-its place there, and it stands below the session's root.
+its place there, and it stands below the session's root. Two others, ``span_start`` and
+``span_end``, say when it was, exactly; without them that follows from the time at which it was
+tracked and from its duration, both in milliseconds.
 
 A span goes out when it is over, and cannot be changed then. So an error, which comes after,
 is a span without length below what it belongs to. The root comes at the end, and the start is
@@ -24,6 +26,7 @@ from collections.abc import Mapping
 import msgspec
 
 from trimaran._pipeline.wire import parent_of, traceparent_of
+from trimaran._spans import span_time
 from trimaran._trace import trace_of
 from trimaran.otlp.conventions import (
     ALL,
@@ -65,6 +68,8 @@ _SAID_OTHERWISE = frozenset(
         "session_id",
         "span_id",
         "parent_span_id",
+        "span_start",
+        "span_end",
         "duration_ms",
         "status",
         "error",
@@ -227,10 +232,11 @@ class _Mapping:
 
     def span(self, kind: str, event: Fields, index: int) -> Span:
         """What any event becomes but a root."""
+        end = _time_of(event, self._body)
+        start = _start_of(event, end)
         shape = self._table.get(kind or ALL) or self._table.get(ALL)
         if shape is None:  # nobody has said what of it may go out
             shape, event = self._table.get("", OTHER), without_text(event)
-        end = _time_of(event, self._body)
         is_error = _is_error(kind, event)
         message = _text(event, "error_message" if kind == "error" else "error")
         return Span(
@@ -240,7 +246,7 @@ class _Mapping:
             _span_id(event.get("parent_span_id")) or self._root,
             _name(shape, kind, event),
             shape.kind,
-            end - _duration(event, end),
+            start,
             end,
             self._shared.get(kind) or self._shared_by(kind, shape),
             self._attributes(shape, event),
@@ -258,7 +264,9 @@ class _Mapping:
             **event,
             "project_id": self._body.project_id,
         }
-        start = time - _duration(event, time) if begun is None else min(begun.time, time)
+        start = span_time(event.get("span_start"))
+        if not start:
+            start = time - _duration(event, time) if begun is None else begun.time
         shape = self._table["session_end"]
         name = _name(shape, kind, known)
         attributes = self._attributes(shape, known)
@@ -275,7 +283,7 @@ class _Mapping:
             self._above_root,
             name,
             shape.kind,
-            start,
+            min(start, time),
             time,
             self._shared_by(kind, shape),
             attributes,
@@ -366,11 +374,20 @@ def _exception(kind: str, event: Fields, message: str) -> dict[str, Value]:
 
 
 def _time_of(event: Fields, body: Body) -> int:
-    """When an event was tracked, in nanoseconds since the epoch; else, when it was sent."""
+    """When an event was over, in nanoseconds since the epoch; else, when it was sent."""
+    exact = span_time(event.get("span_end"))
+    if exact:
+        return exact
     for time in (event.get("timestamp"), body.timestamp):
         if type(time) is int and 0 <= time < _LATEST:
             return time * _NANOSECONDS
     return 0
+
+
+def _start_of(event: Fields, end: int) -> int:
+    """When an event began that was over at *end*."""
+    start = span_time(event.get("span_start"))
+    return start if 0 < start <= end else end - _duration(event, end)
 
 
 def _duration(event: Fields, end: int) -> int:
