@@ -42,7 +42,7 @@ JSON = st.recursive(
         (b" <html>no</html>", ""),
         (b"\xff\xfe", ""),
         (b"[" * 100_000, "[" * 200),
-        (b"the token sk-ant-api03-abcdefghijklmnopqrst is bad", "the token [masked:token] is bad"),
+        (b"the token sk-ant-api03-abcdefghijklmnopqrst is bad", "the token [masked:secret] is bad"),
     ],
 )
 def test_the_words_of_an_answer(body: bytes, words: str) -> None:
