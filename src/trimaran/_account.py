@@ -25,6 +25,10 @@ _MAX_CREDENTIALS = 64 * 1024
 class Account(msgspec.Struct, frozen=True):
     """An account that events are sent for: the endpoint's base URL, and an e-mail
     address that goes out as ``user_email`` ("" leaves it empty).
+
+    By the address accounts at one URL are told apart. What is on disk for one that has none
+    waits for the very token that its process began with, since any other may be somebody
+    else's.
     """
 
     url: str

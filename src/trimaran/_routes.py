@@ -27,7 +27,7 @@ from trimaran._pipeline.memory import MemoryBudget
 from trimaran._settings import Settings, Spool
 from trimaran._shared import Route
 from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
-from trimaran._spool.values import destination_of, given_destination
+from trimaran._spool.values import Binding, bound_to, destination_of, given_destination
 from trimaran._transport import Transport, blueprint_of, wants_spans
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ __all__ = [
     "token_keeper",
 ]
 
-_Introduction: TypeAlias = tuple[str | Callable[[], str], Tokens | None]
-"""What a relay is told: what batches are bound to, or what works that out; and whence it gets
-what is secret."""
+_Introduction: TypeAlias = tuple[Binding, Tokens | None]
+"""What a relay is told: what batches are bound to, and whence it gets what is secret."""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +101,7 @@ def decided_route(
         transport=host.transport,
         tokens=token_keeper(token, host),
         consent=consent_to(decision, account, host),
-        bound_to=destination_of(decision, user_email, with_spans=wants_spans(host.transport)),
+        binding=bound_to(decision, user_email, token, with_spans=wants_spans(host.transport)),
         folder=None,
     )
 
@@ -115,10 +114,10 @@ def given_route(destination: Destination, share: int, host: Host) -> Route:
     name, url = destination.name, destination.url
     host = replace(host, diagnostics=host.diagnostics.about(name))
     decision = Decision(tier=Tier.ANONYMOUS, reason="given in code", source="code", url=url)
-    bound_to = destination_of(decision, "")
+    binding = destination_of(decision, "")
     if destination.transport is not None:
         # Whom that speaks to is not known here.
-        bound_to = given_destination(name, url, with_spans=wants_spans(destination.transport))
+        binding = given_destination(name, url, with_spans=wants_spans(destination.transport))
     return _route(
         name,
         decision,
@@ -127,7 +126,7 @@ def given_route(destination: Destination, share: int, host: Host) -> Route:
         transport=destination.transport,
         tokens=None,
         consent=consent_of(None, None, host),
-        bound_to=bound_to,
+        binding=binding,
         folder=name,
     )
 
@@ -141,7 +140,7 @@ def _route(
     transport: Transport | None,
     tokens: TokenKeeper | None,
     consent: Consent,
-    bound_to: str,
+    binding: Binding,
     folder: str | None,
 ) -> Route:
     """A way out, with the relay and the spool that the settings ask for."""
@@ -151,7 +150,7 @@ def _route(
     )
     ahead = beside = None
     if host.settings.relay is not False:
-        introduction = _introduction(name, transport, bound_to, tokens)
+        introduction = _introduction(name, transport, binding, tokens)
         if introduction is not None:
             relayed = _relayed(endpoint, introduction, consent, host)
             endpoint, ahead, beside = relayed, relayed.hand_over, relayed.run
@@ -167,7 +166,7 @@ def _route(
         outages=outages,
         diagnostics=host.diagnostics,
         budget=MemoryBudget(share),
-        keeper=_spool_keeper(bound_to, folder, consent, host),
+        keeper=_spool_keeper(binding, folder, consent, host),
         wants_spans=wants_spans(transport),
         ahead=ahead,
         beside=beside,
@@ -198,11 +197,11 @@ def endpoint_of(
 
 
 def _introduction(
-    name: str, transport: Transport | None, bound_to: str, tokens: TokenKeeper | None
+    name: str, transport: Transport | None, binding: Binding, tokens: TokenKeeper | None
 ) -> _Introduction | None:
     """What a relay is told; None where it could not send as *transport* does."""
     if transport is None:
-        return bound_to, tokens
+        return binding, tokens
     blueprint = blueprint_of(transport)
     if blueprint is None:
         return None
@@ -255,7 +254,7 @@ def consent_of(provider: AccountProvider | None, account: Account | None, host: 
 
 
 def _spool_keeper(
-    destination: str, folder: str | None, consent: Consent, host: Host
+    binding: Binding, folder: str | None, consent: Consent, host: Host
 ) -> SpoolKeeper | None:
     """None where nothing is to be written to disk. Opens nothing yet.
 
@@ -271,7 +270,7 @@ def _spool_keeper(
         SpoolFile(
             directory if folder is None else directory / folder,
             owner=host.new_id(),
-            destination=destination,
+            destination=binding,
             most_bytes=spool.most_bytes,
             most_seconds=spool.most_seconds,
             survives=spool.survives,

@@ -16,9 +16,12 @@ import pytest
 import trio
 
 from patience import PATIENCE
+from trimaran._account import Account
+from trimaran._decision import resolve
 from trimaran._pipeline import wire
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import SpoolFile
+from trimaran._spool.values import bound_to, worked_out
 from trimaran.cli.spool import age_of
 
 if TYPE_CHECKING:
@@ -269,15 +272,19 @@ async def test_send_delivers_what_a_killed_process_left(
     assert keys(command) == []
 
 
+@pytest.mark.parametrize("email", ["me@x.test", ""])
 async def test_send_as_an_account(
-    command: Command, endpoint: LoopbackEndpoint, spool: Callable[..., SpoolFile]
+    command: Command, endpoint: LoopbackEndpoint, spool: Callable[..., SpoolFile], email: str
 ) -> None:
-    """What waits for the account goes with its token; what is anonymous does not go with it."""
-    leave(spool, "a", f"authenticated {endpoint.url} me@x.test", k1=1)
+    """What waits for the account goes with its token; what is anonymous does not go with it.
+    Without an e-mail address, what waits for that very token does.
+    """
+    decision = resolve("mine", Account(endpoint.url), {})
+    leave(spool, "a", worked_out(bound_to(decision, email, "t0")), k1=1)
     leave(spool, "b", f"anonymous {endpoint.url}", k2=1)
     path = command.directory / "credentials.json"
     path.touch(mode=0o600)
-    path.write_text(json.dumps({"url": endpoint.url, "token": "t0", "email": "me@x.test"}))
+    path.write_text(json.dumps({"url": endpoint.url, "token": "t0", "email": email}))
 
     ended = await command("spool", "send", "--directory", "spool", "--credentials", path)
 

@@ -212,6 +212,45 @@ async def test_leftovers_of_another_destination_stay(
     assert len(spooled_rows(tmp_path)) >= 1
 
 
+@pytest.mark.parametrize("email", ["", "ann@x.test"])
+async def test_leftovers_of_another_account_stay(
+    email: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """At the same URL, too, and without an e-mail address: with another token, it may be
+    anybody. The account that left them takes them over.
+    """
+
+    def opened(
+        token: str, email: str, transport: trimaran.Transport
+    ) -> AbstractAsyncContextManager[trimaran.Telemetry]:
+        return trimaran.open_telemetry(
+            "test",
+            account=trimaran.StaticAccount("https://x.test", token, email=email),
+            environ={},
+            settings=trimaran.Settings(
+                spool=trimaran.Spool(directory=str(tmp_path / "state")), drain_timeout=0.5
+            ),
+            transport=transport,
+            run_blocking=at_once,
+        )
+
+    down = ScriptedTransport([DOWN] * 100)
+    async with opened("anns", email, down) as telemetry, telemetry.session(session_id="ann"):
+        pass
+    left = len(spooled_rows(tmp_path))
+    capture = Capture()
+    async with opened("bobs", "", capture) as telemetry:
+        await trio.sleep(1)
+        assert telemetry.leftovers().tracked == 0
+    assert capture.requests == []
+    assert len(spooled_rows(tmp_path)) == left > 0
+
+    async with opened("anns", email, capture) as telemetry:
+        await trio.sleep(1)
+    assert telemetry.leftovers().delivered == 2
+    assert {r.headers["authorization"] for r in capture.requests} == {"Bearer anns"}
+
+
 async def test_an_outage_waits_on_disk_and_not_in_memory(
     open_spooled: Callable[..., AbstractAsyncContextManager[trimaran.Telemetry]],
     autojump_clock: trio.testing.MockClock,

@@ -48,6 +48,7 @@ from trimaran._relay.messages import (
     should_retire,
 )
 from trimaran._relay.place import RelayPlace
+from trimaran._spool.values import Binding
 from trimaran._transport import TransportError
 from trimaran._version import __version__
 
@@ -80,8 +81,7 @@ class RelayClient:
         start: starts one unless there is one, and says whether it did; blocks. Raises
             :class:`~trimaran._relay.launch.LaunchError`.
         agent: unique over all, for all time.
-        destination: what this agent's batches are bound to; or what works that out, which
-            takes a while and is done aside, once.
+        destination: what this agent's batches are bound to; worked out aside, once.
         tokens: the account's; None sends none.
         consent: asked before a token is given away.
         drain_timeout: seconds in which it has to be over, once time runs out.
@@ -94,7 +94,7 @@ class RelayClient:
         *,
         start: Callable[[], bool],
         agent: str,
-        destination: str | Callable[[], str],
+        destination: Binding,
         tokens: Tokens | None,
         consent: Consent,
         drain_timeout: float,

@@ -5,20 +5,19 @@ Does not know: connections, outlets, when headers are there.
 
 To agents and relays the secret headers of a transport are what a token is for the origin's
 wire: one word that comes over the socket and is in memory alone. What batches are bound to
-names them by a digest that is slow to work out: one who reads the disk can try guesses only,
-each for a tenth of a second, and the keys of such services are too long to be guessed.
+names them by what stands for a secret on a disk (_spool/values.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import trio
 
 from trimaran._decision import url_problem
+from trimaran._spool.values import Binding, stand_in_for
 from trimaran._transport import Answer, Blueprint, Request, Transport
 
 __all__ = [
@@ -38,9 +37,6 @@ _WORD = "made"
 """Begins what such batches are bound to, in the place of a tier."""
 
 _NO_ACCOUNT = "-"
-
-_ROUNDS = 100_000
-"""Of the digest; a tenth of a second."""
 
 _SCHEME = "Bearer "
 """What an endpoint puts before its token."""
@@ -92,9 +88,9 @@ class SecretHeaders:
 
 def described(
     name: str, blueprint: Blueprint, headers: Mapping[str, str]
-) -> tuple[str | Callable[[], str], SecretHeaders | None]:
-    """What an agent's batches are bound to, or what works that out, which takes a while; and
-    what goes to the relay where an account's token would.
+) -> tuple[Binding, SecretHeaders | None]:
+    """What an agent's batches are bound to; and what goes to the relay where an account's
+    token would.
 
     Args:
         name: of the destination.
@@ -122,10 +118,7 @@ def account_of(token: str, url: str) -> str:
     """What stands for sealed headers at *url*, and does not tell them. Takes a tenth of a
     second: call it from a thread.
     """
-    if not token:
-        return ""
-    # The URL as the salt: equal keys of two services have nothing in common.
-    return hashlib.pbkdf2_hmac("sha512", token.encode(), url.encode(), _ROUNDS, 16).hex()
+    return stand_in_for(token, url) if token else ""
 
 
 def bound_to(made: Made) -> str:

@@ -33,6 +33,7 @@ from trimaran._relay.orders import Orders
 from trimaran._relay.wallet import Wallet
 from trimaran._spool.file import SpoolFile
 from trimaran._spool.keeper import SpoolKeeper, in_a_thread
+from trimaran._spool.values import account_in
 from trimaran._transport import Transport
 
 __all__ = ["Circumstances", "Outlet", "decision_of", "problem_with"]
@@ -302,8 +303,12 @@ class _Lane:
 
 
 def decision_of(destination: str) -> Decision | None:
-    """Where batches that are bound to *destination* go; None if that cannot be understood."""
-    if problem_with(destination) is not None:
+    """Where batches that are bound to *destination* go; None if that cannot be understood.
+
+    Those that are bound to no account, and need a token, can only wait until they are too old:
+    see :func:`problem_with`.
+    """
+    if _problem_with_place(destination) is not None:
         return None
     made = made_from(destination)
     if made is None:
@@ -315,7 +320,17 @@ def decision_of(destination: str) -> Decision | None:
 
 
 def problem_with(destination: str) -> str | None:
-    """What is wrong with a destination that an agent names; None for nothing."""
+    """What is wrong with a destination that an agent names; None for nothing.
+
+    One that does not say whose events are sent with a token is: any account's would do then.
+    """
+    problem = _problem_with_place(destination)
+    if problem is None and destination.startswith(f"{Tier.AUTHENTICATED} "):
+        return None if account_in(destination) else "it is not said whose the events are"
+    return problem
+
+
+def _problem_with_place(destination: str) -> str | None:
     made = made_from(destination)
     if made is not None:
         return problem_with_made(made)

@@ -24,6 +24,7 @@ from trimaran._relay.messages import HandedBatch
 from trimaran._relay.orders import orders_of
 from trimaran._relay.place import RelayPlace, relay_of
 from trimaran._settings import Settings
+from trimaran._spool.values import Binding
 from trimaran._transport import HANDED_OVER, Answer, GivenUp, Request, TransportError
 
 __all__ = ["RelayedWayOut", "batch_of", "relayed"]
@@ -143,7 +144,7 @@ def relayed(
     app: str,
     settings: Settings,
     agent: str,
-    destination: str | Callable[[], str],
+    destination: Binding,
     tokens: Tokens | None,
     consent: Consent,
     diagnostics: Diagnostics,

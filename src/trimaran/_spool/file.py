@@ -26,7 +26,7 @@ import platformdirs
 from trimaran._pipeline.ledger import DropReason
 from trimaran._settings import Spool, Survives
 from trimaran._spool.lock import OwnerLock
-from trimaran._spool.values import AND, Evicted, Kept, SpoolError
+from trimaran._spool.values import AND, Binding, Evicted, Kept, SpoolError, worked_out
 
 __all__ = [
     "BUSY_TIMEOUT",
@@ -111,7 +111,8 @@ class SpoolFile:
     Args:
         directory: where it lies; made if need be, for its user alone (0700, files 0600).
         owner: unique over all processes of all time.
-        destination: what batches are bound to: the tier, the URL and the account.
+        destination: what batches are bound to: the tier, the URL and the account; worked out
+            when the file is opened.
         most_bytes: of all bodies together, of all processes.
         most_seconds: that a batch is kept.
         survives: what a batch that was put survives.
@@ -125,7 +126,7 @@ class SpoolFile:
         directory: Path,
         *,
         owner: str,
-        destination: str,
+        destination: Binding,
         most_bytes: int,
         most_seconds: float,
         survives: Survives,
@@ -134,7 +135,9 @@ class SpoolFile:
     ) -> None:
         self._directory = directory
         self._owner = owner
-        self._destination = destination
+        self._binding = destination
+        self._destination = ""
+        """What that comes to, once the file is open."""
         self._most_bytes = most_bytes
         self._most_seconds = most_seconds
         self._synchronous = "FULL" if survives == "power_loss" else "NORMAL"
@@ -465,6 +468,7 @@ class SpoolFile:
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
+            self._destination = worked_out(self._binding)
             make_private(self._directory)
             self._lock = self._lock or OwnerLock.taken(self._directory, self._owner)
             path = self._directory / FILE_NAME

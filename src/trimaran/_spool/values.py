@@ -1,9 +1,19 @@
-"""What the spool speaks of: batches on disk, those that had to leave it, and its error.
+"""What the spool speaks of: batches on disk, whose they are, those that had to leave it, and
+its error.
 
 In and out: plain values. Does not know: SQL, tasks.
+
+What is secret is on no disk, but batches have to be bound to whose secret it is. A digest
+stands for it that is slow to work out: one who reads the disk can try guesses only, each for a
+tenth of a second, and the keys and tokens of such services are too long to be guessed.
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias
 
 import msgspec
 
@@ -12,32 +22,86 @@ from trimaran._pipeline.ledger import DropReason
 
 __all__ = [
     "AND",
+    "Binding",
     "Evicted",
     "Kept",
     "SpoolError",
     "SpooledRow",
+    "account_in",
+    "bound_to",
     "destination_of",
     "given_destination",
     "hands_of",
+    "stand_in_for",
+    "worked_out",
 ]
 
 AND = "\n"
 """Stands between the names of several who handed over the same batch."""
 
 
-def destination_of(decision: Decision, user_email: str, *, with_spans: bool = False) -> str:
-    """What batches are bound to: the tier, the URL, and the account's e-mail address.
+Binding: TypeAlias = str | Callable[[], str]
+"""What batches are bound to; or what works that out, which takes a tenth of a second: to be
+called beside the loop.
+"""
+
+_WITH_SPANS = " with spans"
+
+_ROUNDS = 100_000
+"""Of a digest; a tenth of a second."""
+
+
+def destination_of(decision: Decision, account: str, *, with_spans: bool = False) -> str:
+    """What batches are bound to: the tier, the URL, and what stands for the account, if any.
 
     Those *with_spans* say more than the origin's endpoint knows, and are bound to who takes that.
     """
-    bound = f"{decision.tier} {decision.url} {user_email}".rstrip()
-    return f"{bound} with spans" if with_spans else bound
+    bound = f"{decision.tier} {decision.url} {account}".rstrip()
+    return f"{bound}{_WITH_SPANS}" if with_spans else bound
+
+
+def bound_to(
+    decision: Decision, user_email: str, token: str | None, *, with_spans: bool = False
+) -> Binding:
+    """As :func:`destination_of`; for the account stands its e-mail address.
+
+    Two accounts that have none are told apart by their tokens alone. The one that a process
+    began with stands for the account there, whichever its provider gives later. So what is left
+    waits for the very same token, where it has to be found out whose it is: rather too long
+    than to go out with somebody else's.
+    """
+    if token is None or user_email.strip():
+        return destination_of(decision, user_email, with_spans=with_spans)
+
+    @cache
+    def work_out() -> str:
+        account = f"account:{stand_in_for(token, decision.url or '')}"
+        return destination_of(decision, account, with_spans=with_spans)
+
+    return work_out
+
+
+def worked_out(binding: Binding) -> str:
+    """What batches are bound to. May take a tenth of a second: call it beside the loop."""
+    return binding if isinstance(binding, str) else binding()
+
+
+def account_in(destination: str) -> str:
+    """What stands for the account in what :func:`destination_of` gave; "" for nothing."""
+    return destination.removesuffix(_WITH_SPANS).partition(" ")[2].partition(" ")[2]
+
+
+def stand_in_for(secret: str, url: str) -> str:
+    """What stands for *secret* at *url*, and does not tell it; see the head of this file."""
+    # The URL as the salt: equal keys of two services have nothing in common.
+    salt = url.encode(errors="surrogatepass")
+    return hashlib.pbkdf2_hmac("sha512", secret.encode(), salt, _ROUNDS, 16).hex()
 
 
 def given_destination(name: str, url: str, *, with_spans: bool) -> str:
     """As :func:`destination_of`, for one that the host named and brought the transport to."""
     bound = f"given {name} {url}".rstrip()
-    return f"{bound} with spans" if with_spans else bound
+    return f"{bound}{_WITH_SPANS}" if with_spans else bound
 
 
 def hands_of(handed_by: str) -> list[str]:

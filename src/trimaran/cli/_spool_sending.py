@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from trimaran._pipeline.ledger import Statistics
 from trimaran._settings import Settings, Spool
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.keeper import in_a_thread
-from trimaran._spool.values import SpooledRow, SpoolError, destination_of
+from trimaran._spool.values import SpooledRow, SpoolError, bound_to, worked_out
 from trimaran._telemetry import Telemetry, open_telemetry, random_id
 from trimaran.cli._errors import FAILED, Failure
 from trimaran.cli._progress import Display
@@ -82,7 +83,7 @@ class _Sending:
         if options.url is not None:
             environ[switch_name(options.app, "URL")] = options.url
         provider = None if options.credentials is None else CredentialsFile(options.credentials)
-        user_email = await _user_of(options.credentials)
+        user_email, token = await _user_of(options.credentials)
         async with open_telemetry(
             options.app,
             account=provider,
@@ -97,7 +98,8 @@ class _Sending:
             ),
         ) as telemetry:
             _require_enabled(telemetry.decision, options.app)
-            self._destination = destination_of(telemetry.decision, user_email)
+            binding = bound_to(telemetry.decision, user_email, token)
+            self._destination = await self._run_blocking(partial(worked_out, binding))
             with self._display:
                 await self._wait(telemetry)
         self._books = telemetry.leftovers()
@@ -175,17 +177,18 @@ def _number(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
-async def _user_of(path: str | None) -> str:
-    """The e-mail address of the account in a file; "" for nobody."""
+async def _user_of(path: str | None) -> tuple[str, str | None]:
+    """The e-mail address and the token of the account in a file; "" and None for nobody."""
     if path is None:
-        return ""
+        return "", None
     try:
         account = await CredentialsFile(path).account()
+        token = await CredentialsFile(path).token(refresh=False)
     except CredentialsError as error:
         raise Failure(str(error)) from None
     if account is None:
         raise Failure(f"{path}: no such file; log in, or name another one")
-    return account.email
+    return account.email, token
 
 
 def _require_enabled(decision: Decision, app: str) -> None:

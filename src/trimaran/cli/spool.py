@@ -153,7 +153,7 @@ def send(
     """Deliver what processes that are gone have left.
 
     A batch is bound to a destination: how it is sent (anonymous or authenticated), the URL,
-    and the e-mail address of the account. What waits for this one is sent, with the keys that
+    and the account: its e-mail address, or its token where it has none. What waits for this one is sent, with the keys that
     it always had, so that a receiver knows what it has already. The switches of the program
     hold: switched off, nothing is sent.
 
