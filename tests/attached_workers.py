@@ -27,3 +27,19 @@ def say_and_die(environ: Mapping[str, str], name: str, times: int) -> None:
 def say_task(task: tuple[Mapping[str, str], str, int]) -> str:
     """:func:`say`, for a pool."""
     return say(*task)
+
+
+def attach_for_good(environ: Mapping[str, str]) -> None:
+    """Take part from now on, in a block that is never left: what a pool's initializer can do."""
+    session = trimaran.attach_in_thread(environ=environ)
+    session.__enter__()
+    _attached.append(session)
+
+
+def say_in_passing(name: str) -> None:
+    """Say *name* in the session that :func:`attach_for_good` takes part in."""
+    trimaran.current_session().command(name)
+
+
+_attached: list[object] = []
+"""Kept, since a block that nobody has is left at once."""

@@ -102,6 +102,7 @@ def assemble_in_session(
         else None,
         takes_spans=wants_spans(host.transport),
         consent=consent,
+        flush_interval=host.settings.flush_interval,
         diagnostics=host.diagnostics,
     )
     route = Route(
@@ -114,7 +115,8 @@ def assemble_in_session(
         keeper=None,
         wants_spans=parent.wants_spans,
         ahead=None,
-        beside=None,
+        beside=endpoint.run,
+        flush_interval=endpoint.flush_interval,
     )
     user_email = "" if account is None else text_of(account.email)
     shared = _shared(

@@ -60,8 +60,9 @@ async def attach(
     ``settings.drain_timeout`` seconds and drops the rest as ``drain_timeout``. An exception of
     the block comes out as it is. Cancelled, what was tracked before is still handed over.
 
-    - When the parent's session ends, it takes what comes within its own time to drain; what
-      comes later is dropped here as ``closed``.
+    - When the parent's session ends, it takes what was tracked before, and what a block comes to
+      that is under way, within its own time to drain; what comes later is dropped here as
+      ``closed``.
     - When the parent dies, what it did not take goes to the endpoint directly, if the parent
       was anonymous, or *account* says who is logged in; else it is dropped as
       ``unauthorized``. So it is where the parent's host brought a *transport* or a *consent*
@@ -135,6 +136,7 @@ async def attach(
     )
     supervisor = Supervisor(shared)
     async with running(supervisor), supervisor.session(context, announce=False) as session:
+        way_out.answer_last_call(session.say_all)
         yield session
 
 

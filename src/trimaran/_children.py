@@ -21,6 +21,8 @@ import trio
 from trimaran._diagnostics import Diagnostics
 from trimaran._events import Event
 from trimaran._handover import (
+    ATTACHED,
+    SAID_ALL,
     WITHDRAWN,
     Unreadable,
     child_of,
@@ -89,11 +91,13 @@ class Children:
         self._opening = threading.Lock()
         self._listener: ProcessListener | None = None
         self._scope = trio.CancelScope()
-        self._channels: dict[ProcessReceiveChannel, None] = {}
+        self._channels: dict[ProcessReceiveChannel, bool] = {}
+        """Those who are connected, and whether they answer a last call."""
         self._known: dict[str, _Child] = {}
         self._host_events = HostEvents()
         self._is_started = False
         self._is_copy = False
+        self._is_hurried = False
         self.is_over: bool = False
         """Whether nobody is let in any more."""
 
@@ -136,7 +140,7 @@ class Children:
                 self._diagnostics.warn("telemetry child not accepted", reason=str(error))
                 await trio.sleep(_ACCEPT_PAUSE)
             else:
-                self._channels[channel] = None
+                self._channels[channel] = False
                 nursery.start_soon(self._serve, channel)
 
     @trio.lowlevel.enable_ki_protection
@@ -146,13 +150,19 @@ class Children:
         try:
             with channel:
                 async for frame in channel:
+                    if frame == SAID_ALL:
+                        break
+                    if frame == ATTACHED:
+                        self._channels[channel] = True
+                        self._call_last()
+                        continue
                     key, body = key_and_body(frame)
                     child = child_of(key)
                     if self._is_withdrawn():
                         await channel.acknowledge(WITHDRAWN)
                     else:
                         await self._take(child, key, body)
-            # It has left in order, and will not ask again.
+            # It has left in order, or is told now that it has to; and will not ask again.
             self._known.pop(child, None)
         except trio.BrokenResourceError:
             pass  # it died, and all that it handed over is in
@@ -189,13 +199,24 @@ class Children:
             Whether somebody is there; :meth:`run` ends when they have left.
         """
         self._close()
-        self.hurry(deadline)
+        self._scope.deadline = min(self._scope.deadline, deadline)
+        self._call_last()
         return bool(self._channels)
 
     def hurry(self, deadline: float) -> None:
-        """If only those who are there are waited for: until *deadline* at the latest."""
+        """Somebody waits for the end, now or when it comes: who is there then is asked for what
+        there is to say, and let go of with that; until *deadline* at the latest.
+        """
+        self._is_hurried = True
         if self.is_over:
             self._scope.deadline = min(self._scope.deadline, deadline)
+            self._call_last()
+
+    def _call_last(self) -> None:
+        if self.is_over and self._is_hurried:
+            for channel, answers in self._channels.items():
+                if answers:
+                    channel.call_last()
 
     def abandon(self) -> None:
         """Let nobody in any more; what runs is over, or never was. May be called again."""

@@ -110,6 +110,7 @@ class End:
                 ledger=self.ledger,
                 budget=self.route.budget,
                 drop=self._drop,
+                flush_interval=self.route.flush_interval,
                 wall_clock=self._wall_clock,
             )
         )

@@ -50,6 +50,8 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where it listens; None when there is no such place."""
     is_over: bool = False
     """Whether the session had ended when the child was started."""
+    calls_last: bool = False
+    """Whether it asks children that can answer for their last events, before it is closed."""
     url: str | None = None
     """Where anonymous events may go directly; None where an account would be needed."""
     has_own_transport: bool = False

@@ -20,6 +20,8 @@ from trimaran._pipeline.entry import MOST_MILLISECONDS
 from trimaran._spans import Place, span_number, span_time
 
 __all__ = [
+    "ATTACHED",
+    "SAID_ALL",
     "WITHDRAWN",
     "Unreadable",
     "child_of",
@@ -33,6 +35,13 @@ WITHDRAWN = b"consent withdrawn"
 """What is answered to a batch that is not taken, since nothing may be sent any more."""
 
 _HEAD = b"trimaran %d " % PROTOCOL
+
+ATTACHED = _HEAD + b"attached"
+"""What a child says first, which answers a last call of its parent."""
+
+SAID_ALL = _HEAD + b"said all"
+"""What it answers when it has nothing more to say."""
+
 _LONGEST_KEY = 1024
 
 _STAMPS = frozenset({"type", "timestamp", "session_id"})

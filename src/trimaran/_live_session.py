@@ -26,6 +26,7 @@ from trimaran._environment import Parent, with_parent, without_consent, without_
 from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
+from trimaran._open_blocks import OpenBlocks, WatchedBlock
 from trimaran._pipeline.collector import ToolSequence, collect
 from trimaran._pipeline.entry import Entry
 from trimaran._pipeline.inbox import Inbox
@@ -45,6 +46,9 @@ __all__ = ["LiveSession"]
 _CALLS_BETWEEN_YIELDS = 128
 """Calls of ``send`` after which other tasks get a turn. One turn costs as much as ten
 events, and the pipeline moves up to 200 of them in each."""
+
+_LOOK_AGAIN = 0.01
+"""Seconds until it is looked again whether a block is still open, when a parent waits for that."""
 
 _NO_THREAD = 0
 """What no thread is called."""
@@ -110,6 +114,8 @@ class LiveSession(Session):
             tell_bug=self._tell_bug,
         )
         """What it has for its destinations."""
+        # Only a parent asks for it.
+        self._open_blocks = None if shared.parent is None else OpenBlocks()
         self._children = Children(
             key_prefix,
             take=self._take_from_child,
@@ -193,8 +199,9 @@ class LiveSession(Session):
         """
         return None if self._spans is None else self._spans.here()
 
-    def _block(self) -> Block | None:
-        return None if self._spans is None else self._spans.block()
+    def _block(self) -> Block | WatchedBlock | None:
+        span = None if self._spans is None else self._spans.block()
+        return span if self._open_blocks is None else self._open_blocks.block(span)
 
     @trio.lowlevel.enable_ki_protection
     async def flush(self, *, timeout: float = 2.0) -> Flushed:
@@ -217,6 +224,14 @@ class LiveSession(Session):
             spooled=after.spooled,
             handed_over=after.handed_over,
         )
+
+    async def say_all(self) -> None:
+        """Return when no block is open, and all is decided that was tracked until then."""
+        await self.flush(timeout=math.inf)
+        while self._open_blocks:
+            # They are left in any thread, and nobody is told.
+            await trio.sleep(_LOOK_AGAIN)
+            await self.flush(timeout=math.inf)
 
     def statistics(self) -> Statistics:
         """See :meth:`Session.statistics`."""
@@ -248,7 +263,7 @@ class LiveSession(Session):
         self, tool_name: str, *, message_id: str = "", category: str | None = None
     ) -> ToolMeasure:
         """See :meth:`Session.tool_call`."""
-        block = None if self._spans is None else self._spans.block()
+        block = self._block()
         return ToolMeasure(
             self.track, self._now, self._tools, tool_name, message_id, category, block
         )

@@ -26,7 +26,7 @@ from trimaran._events import (
 )
 from trimaran._pipeline.collector import ToolSequence
 from trimaran._pipeline.encoder import class_name, inherits
-from trimaran._spans import Block, Place
+from trimaran._spans import Place
 
 __all__ = [
     "BridgeMeasure",
@@ -84,6 +84,11 @@ class _Track(Protocol):
     def __call__(self, event: Event, place: Place | None = None, /) -> None: ...
 
 
+class _Block(Protocol):
+    def enter(self) -> None: ...
+    def leave(self) -> Place | None: ...
+
+
 class _Measure(abc.ABC):
     """A block under measurement, by a monotonic clock; entered once.
 
@@ -92,7 +97,7 @@ class _Measure(abc.ABC):
 
     __slots__ = ("_begun", "_block", "_now", "_track")
 
-    def __init__(self, track: _Track, now: Callable[[], float], block: Block | None) -> None:
+    def __init__(self, track: _Track, now: Callable[[], float], block: _Block | None) -> None:
         self._track = track
         self._now = now
         self._block = block
@@ -139,7 +144,7 @@ class ToolMeasure(_Measure):
         name: str,
         message_id: str,
         category: str | None,
-        block: Block | None = None,
+        block: _Block | None = None,
     ) -> None:
         super().__init__(track, now, block)
         self._tools = tools
@@ -179,7 +184,7 @@ class BridgeMeasure(_Measure):
         track: _Track,
         now: Callable[[], float],
         method: str,
-        block: Block | None = None,
+        block: _Block | None = None,
     ) -> None:
         super().__init__(track, now, block)
         self._method = method
@@ -206,7 +211,7 @@ class GenerationMeasure(_Measure):
         self,
         track: _Track,
         now: Callable[[], float],
-        block: Block | None = None,
+        block: _Block | None = None,
         *,
         message_id: str,
         model_id: str,

@@ -63,6 +63,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Hands several requests over at once, where there is somebody to take them."""
     beside: Callable[[], Awaitable[object]] | None
     """What runs beside the sessions, until the last one is over."""
+    flush_interval: Callable[[], float] | None = None
+    """Seconds that an event waits for others, as it is now; None is as the settings say."""
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +139,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
             pid=pid,
             socket=socket,
             is_over=is_over,
+            calls_last=True,
             url=self._anonymous_url(),
             has_own_transport=self.has_own_transport,
             has_own_consent=self.has_own_consent,

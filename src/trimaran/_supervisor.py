@@ -23,7 +23,6 @@ from trimaran._log_context import named_in_logs
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.sender import Sender
-from trimaran._session import Session
 from trimaran._shared import Route, SessionContext, Shared
 from trimaran._spool.keeper import SpoolKeeper
 
@@ -64,7 +63,9 @@ class Supervisor:
         tell_if_forked(self)
 
     @asynccontextmanager
-    async def session(self, context: SessionContext, *, announce: bool) -> AsyncGenerator[Session]:
+    async def session(
+        self, context: SessionContext, *, announce: bool
+    ) -> AsyncGenerator[LiveSession]:
         """A session whose stages run here. Neither end is a checkpoint."""
         session = LiveSession(context, self.shared, announce=announce)
         if self._is_forked:

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from concurrent import futures
 from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
 from trimaran._aside import Resolver
 from trimaran._forked import tell_if_forked
+
+if TYPE_CHECKING:
+    from multiprocessing.util import Finalize
 
 __all__ = ["BlockInThread", "NoAnswer", "NoThread"]
 
@@ -70,6 +74,7 @@ class BlockInThread(Generic[_Value]):
         self._left = trio.Event()
         self.failure: BaseException | None = None
         """What ended the loop, if it did not end by being left."""
+        self._at_worker_end: Finalize | None = None
         self._is_here = True
         tell_if_forked(self)
 
@@ -124,6 +129,7 @@ class BlockInThread(Generic[_Value]):
         """
         try:
             atexit.register(self.close)
+            self._at_worker_end = _called_at_worker_end(self.close)
             try:
                 self._thread.start()
             except RuntimeError as error:
@@ -160,6 +166,8 @@ class BlockInThread(Generic[_Value]):
             except BaseException as error:  # noqa: BLE001 - raised again below, as it is
                 interruption = interruption or error
         atexit.unregister(self.close)
+        if self._at_worker_end is not None:
+            self._at_worker_end.cancel()
         if interruption is not None:
             raise interruption
         if self.has_ended:
@@ -269,6 +277,18 @@ class BlockInThread(Generic[_Value]):
         except trio.RunFinishedError:
             return False
         return True
+
+
+def _called_at_worker_end(close: Callable[[], object]) -> Finalize | None:
+    """Have *close* called at the end of a worker of multiprocessing, if this is one.
+
+    Those that were forked end without ``atexit``, before Python 3.13.
+    """
+    if "multiprocessing.process" not in sys.modules:
+        return None
+    from multiprocessing import parent_process, util  # noqa: PLC0415 - it is there already
+
+    return None if parent_process() is None else util.Finalize(None, close, exitpriority=0)
 
 
 def _settle(future: Future[_Result], result: _Result) -> bool:

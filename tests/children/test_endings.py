@@ -132,12 +132,16 @@ async def test_a_child_that_goes_on_has_its_events_counted_as_closed(
 async def test_children_have_half_of_the_time_in_which_the_telemetry_drains(
     home: Home, capture: Capture, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """So that what they hand over at the last moment gets out, too."""
+    """While they are in the middle of something; so that what they hand over at the last moment
+    gets out, too.
+    """
     async with home.open(capture, drain_timeout=10.0) as telemetry:
         async with telemetry.session() as session:
             child = await Child.of(session.to_env({}), nursery)
         child.session.track(INIT)
         await child.session.flush()
+        call = child.session.bridge_call("endless")
+        call.__enter__()
         left_at = trio.current_time()
 
     assert trio.current_time() - left_at == pytest.approx(5, abs=0.5)
@@ -156,9 +160,10 @@ async def test_a_session_that_is_open_when_the_telemetry_is_left_waits_no_longer
 
             async def use(*, task_status: trio.TaskStatus[None]) -> None:
                 async with telemetry.session() as session:
-                    async with trimaran.attach(environ=session.to_env({})):
-                        task_status.started()
-                        await trio.sleep(100)
+                    async with trimaran.attach(environ=session.to_env({})) as child:
+                        with child.bridge_call("long"):
+                            task_status.started()
+                            await trio.sleep(100)
 
             await nursery.start(use)
             left_at = trio.current_time()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import trio
 
+import attached_workers
 import trimaran
 from children import worker
 from patience import PATIENCE, untraced
@@ -182,6 +183,41 @@ async def test_a_session_of_many_processes(
     left = {name for name in after - before if "socket" in name}
     assert len(left) <= 1, left  # the endpoint's own connection, which it closes in its time
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+async def test_workers_that_attach_for_as_long_as_they_live(
+    method: str, home: Home, endpoint: LoopbackEndpoint
+) -> None:
+    """All that they say arrives, in whichever way they end: nothing is left of it in a block that
+    nobody leaves.
+    """
+
+    def run(environ: dict[str, str]) -> None:
+        context: Any = multiprocessing.get_context(method)
+        with (
+            untraced(),
+            ProcessPoolExecutor(
+                2,
+                mp_context=context,
+                initializer=attached_workers.attach_for_good,
+                initargs=(environ,),
+            ) as pool,
+        ):
+            list(pool.map(attached_workers.say_in_passing, map(str, range(30)), timeout=PATIENCE))
+
+    async with trimaran.open_telemetry(
+        "test",
+        environ=home.environ | {"TEST_TELEMETRY_URL": endpoint.url},
+        settings=trimaran.Settings(strict=True, drain_timeout=PATIENCE),
+    ) as telemetry:
+        async with telemetry.session() as session:
+            await trio.to_thread.run_sync(run, session.to_env())
+
+    commands = [event["command_name"] for event in endpoint.events if event["type"] == "command"]
+    assert sorted(commands, key=int) == [str(number) for number in range(30)]
+    assert session.statistics().from_children == 30
 
 
 ENDLESS = """

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 import trimaran
 from trimaran._endpoint import through_parent
 from trimaran._environment import PROTOCOL, Parent, parent_in, with_parent
+from trimaran._handover import ATTACHED
 from trimaran._process import ProcessReceiveChannel, connect, listening
 from trimaran.testing import Capture, ScriptedTransport
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 INIT = trimaran.Command(command_name="init")
 
 
-def told(socket: str | None, *, pid: int = 1, tier: str = "anonymous") -> dict[str, str]:
+def told(
+    socket: str | None, *, pid: int = 1, tier: str = "anonymous", calls_last: bool = False
+) -> dict[str, str]:
     """An environment that speaks of a parent at *socket*."""
     parent = Parent(
         protocol=PROTOCOL,
@@ -33,6 +36,7 @@ def told(socket: str | None, *, pid: int = 1, tier: str = "anonymous") -> dict[s
         session_id="s",
         pid=pid,
         socket=socket,
+        calls_last=calls_last,
         url="https://x.test" if tier == "anonymous" else None,
     )
     environ = with_parent({}, parent)
@@ -40,10 +44,16 @@ def told(socket: str | None, *, pid: int = 1, tier: str = "anonymous") -> dict[s
     return environ
 
 
+@pytest.mark.parametrize("calls_last", [False, True])
 async def test_a_parent_that_breaks_off_is_asked_again(
-    home: Home, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    calls_last: bool,
+    home: Home,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """At once, and then after a pause, as an endpoint that breaks off."""
+    """At once, and then after a pause, as an endpoint that breaks off. One that makes a last call
+    is told at first that it is answered; another one would not understand that.
+    """
     taken: list[bytes] = []
     with listening("parent", home.environ) as listener:
 
@@ -55,14 +65,16 @@ async def test_a_parent_that_breaks_off_is_asked_again(
 
         nursery.start_soon(serve)
         async with trimaran.attach(
-            environ=told(str(listener.path)), settings=trimaran.Settings(drain_timeout=10.0)
+            environ=told(str(listener.path), calls_last=calls_last),
+            settings=trimaran.Settings(drain_timeout=10.0),
         ) as child:
             child.error("now")
             await child.flush(timeout=math.inf)
         await trio.testing.wait_all_tasks_blocked()
 
     assert child.statistics().delivered == 1
-    assert len(taken) == 1
+    assert len(taken) == 1 + calls_last
+    assert taken[:-1] == [ATTACHED] * calls_last
 
 
 async def test_a_child_without_descriptors_tries_again(
@@ -156,6 +168,34 @@ async def test_a_child_goes_no_other_way_than_its_parents_host_has_chosen(
 
     assert child.statistics().dropped == {"unauthorized": 1}
     assert equipped.statistics().delivered == 1
+
+
+async def test_a_child_gathers_events_for_the_endpoint_and_hardly_for_its_parent(
+    home: Home, capture: Capture, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A request costs more than a handover; less is never made of what the settings say."""
+    direct = Capture()
+    async with home.open(capture) as telemetry, telemetry.session() as session:
+        settings = trimaran.Settings(flush_interval=0.01)
+        async with (
+            trimaran.attach(environ=session.to_env({})) as slow,
+            trimaran.attach(environ=session.to_env({}), settings=settings) as quick,
+        ):
+            for child in slow, quick:
+                child.track(INIT)
+            await trio.sleep(0.02)
+            assert session.statistics().from_children == 1
+            await trio.sleep(0.04)
+            assert session.statistics().from_children == 2
+    async with trimaran.attach(environ=told(None), transport=direct) as alone:
+        alone.track(INIT)
+        await trio.sleep(0.06)
+        assert len(direct.requests) == 1
+        alone.track(INIT)
+        await trio.sleep(4.9)
+        assert len(direct.requests) == 1
+        await trio.sleep(0.2)
+        assert len(direct.requests) == 2
 
 
 async def test_an_account_that_nobody_needs_is_told_of_once(

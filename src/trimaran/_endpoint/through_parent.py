@@ -8,7 +8,7 @@ Does not know: batches, sessions, what an answer means for them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from trimaran._endpoint import Endpoint
 from trimaran._endpoint.consent import Consent, ConsentWithdrawn
 from trimaran._endpoint.pauses import Pauses
 from trimaran._environment import Parent
-from trimaran._handover import WITHDRAWN, frame_of
+from trimaran._handover import ATTACHED, SAID_ALL, WITHDRAWN, frame_of
 from trimaran._pipeline import wire
 from trimaran._pipeline.ledger import DropReason
 from trimaran._process import PeerClosed, ProcessError, ProcessSendChannel, connect
@@ -30,6 +30,10 @@ __all__ = ["ThroughParent"]
 
 _TAKEN = Answer(200)
 _TOO_LARGE = Answer(413)
+
+HANDOVER_INTERVAL = 0.05
+"""Seconds that an event waits for others, at most, on its way to the parent: handing over costs
+little, and what the parent has is not lost with this process, nor by the session's end."""
 
 
 class ParentGone(Exception):
@@ -45,6 +49,7 @@ class ThroughParent:
             there.
         takes_spans: whether that takes more than the origin's wire, as the parent may.
         consent: asked before every request.
+        flush_interval: seconds that an event waits for others on its way to the endpoint.
         diagnostics: where a parent that is gone is told.
     """
 
@@ -55,16 +60,22 @@ class ThroughParent:
         direct: Endpoint | None,
         takes_spans: bool,
         consent: Consent,
+        flush_interval: float,
         diagnostics: Diagnostics,
     ) -> None:
         self._parent = parent
         self._direct = direct
         self._strips = parent.wants_spans and not takes_spans
         self._consent = consent
+        self._flush_interval = flush_interval
         self._diagnostics = diagnostics
         self._pauses = Pauses()
         self._connecting = trio.Lock()
         self._channel: ProcessSendChannel | None = None
+        self._latest: ProcessSendChannel | None = None
+        self._is_new = trio.Event()
+        """Whether nobody waits for the last call of the channel that was made latest."""
+        self._say_all: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._is_over = parent.is_over
         self._is_gone = False
         self._is_refused = False
@@ -90,6 +101,11 @@ class ThroughParent:
         """When a token that was refused may be renewed, by trio's clock."""
         return float("-inf") if self._direct is None else self._direct.next_refresh_at()
 
+    def flush_interval(self) -> float:
+        """Seconds that an event waits for others, at most, on the way that it would take now."""
+        longest = self._flush_interval
+        return longest if self._is_gone else min(HANDOVER_INTERVAL, longest)
+
     def hurry(self) -> None:
         """Time runs out: whoever waits may try once, now."""
         self._pauses.hurry()
@@ -114,6 +130,25 @@ class ThroughParent:
         """Connect, so that the parent knows of this process; a parent that is gone shows later."""
         with trio.move_on_after(timeout), suppress(ParentGone, GivenUp, TransportError):
             await self._connected()
+
+    def answer_last_call(self, say_all: Callable[[], Awaitable[None]]) -> None:
+        """From now on there may be something to say; *say_all* waits until it has been said."""
+        self._say_all = say_all
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Answer the parent's last call, so that it need not wait; until cancelled."""
+        while True:
+            await self._is_new.wait()
+            self._is_new = trio.Event()
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._answer(self._latest)
+
+    async def _answer(self, channel: ProcessSendChannel | None) -> None:
+        assert channel is not None
+        await channel.last_call()
+        await self._say_all()
+        await channel.send(SAID_ALL)
 
     async def attempt(
         self, request: Request, *, is_repeated: bool, made: Callable[[], None]
@@ -190,8 +225,21 @@ class ThroughParent:
                     raise ParentGone(str(error)) from None
                 except OSError as error:
                     raise TransportError(str(error)) from None
-                self._channel = ProcessSendChannel(stream)
+                self._channel = await self._introduced(ProcessSendChannel(stream))
+                self._latest = self._channel
+                self._is_new.set()
             return self._channel
+
+    async def _introduced(self, channel: ProcessSendChannel) -> ProcessSendChannel:
+        """Tell the parent that its last call is answered, if it makes one; gives *channel*."""
+        if self._parent.calls_last:
+            try:
+                with suppress(trio.BrokenResourceError):  # which shows again when it is used
+                    await channel.send(ATTACHED)
+            except BaseException:
+                channel.close()
+                raise
+        return channel
 
     async def aclose(self) -> None:
         """Take leave of the parent, and close what is open to the endpoint."""

@@ -61,12 +61,15 @@ class Backlog:
 
     Args:
         settings: what a batch holds at most, and for how long it may wait.
+        flush_interval: that time where it changes, in seconds; None is as *settings* say.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, flush_interval: Callable[[], float] | None = None
+    ) -> None:
         self._most_events = settings.batch_events
         self._most_bytes = settings.batch_bytes - _ENVELOPE
-        self._flush_interval = settings.flush_interval
+        self._flush_interval = flush_interval or (lambda: settings.flush_interval)
         self._most_waiting = settings.backlog_events
         self._bundles: list[Bundle] = []
         self._open: Bundle | None = None
@@ -83,7 +86,7 @@ class Backlog:
         bundle = self._open
         if bundle is None or bundle.length + length > self._most_bytes:
             self._close()
-            bundle = self._open = Bundle(now + self._flush_interval)
+            bundle = self._open = Bundle(now + self._flush_interval())
             self._bundles.append(bundle)
         bundle.events.append(encoded)
         bundle.length += length
@@ -156,6 +159,7 @@ async def batch_events(
     ledger: Ledger,
     budget: MemoryBudget,
     drop: Callable[[Entry, DropReason], None],
+    flush_interval: Callable[[], float] | None = None,
     wall_clock: Callable[[], float],
 ) -> None:
     """Run the stage until its input ends; both its ends are closed then.
@@ -175,6 +179,7 @@ async def batch_events(
         ledger: the session's books, for the losses to report.
         budget: the bytes of what is on this way; says how many may wait for others.
         drop: told of an entry that cannot go out, and why.
+        flush_interval: as in :class:`Backlog`.
         wall_clock: seconds since the epoch.
     """
     stage = _Stage(
@@ -186,6 +191,7 @@ async def batch_events(
         ledger=ledger,
         budget=budget,
         drop=drop,
+        flush_interval=flush_interval,
         wall_clock=wall_clock,
     )
     budget.watch(stage.look_again)
@@ -213,6 +219,7 @@ class _Stage:
         ledger: Ledger,
         budget: MemoryBudget,
         drop: Callable[[Entry, DropReason], None],
+        flush_interval: Callable[[], float] | None,
         wall_clock: Callable[[], float],
     ) -> None:
         self._event_bytes = settings.event_bytes
@@ -226,7 +233,7 @@ class _Stage:
         self._wall_clock = wall_clock
         self._session_id_json = msgspec.json.encode(context.session_id)
         self._stamper = Stamper(self._session_id_json)
-        self._backlog = Backlog(settings)
+        self._backlog = Backlog(settings, flush_interval)
         self._changed = _Changes()
         self._batches = 0
 

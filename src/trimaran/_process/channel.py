@@ -83,9 +83,12 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
         self._window = window
         self._stride = max(1, window // 4)
         self._max_frame = max_frame
-        self._decoder = FrameDecoder({FrameKind.ACK: MAX_ANSWER, FrameKind.CLOSED: 0})
+        self._decoder = FrameDecoder(
+            {FrameKind.ACK: MAX_ANSWER, FrameKind.CLOSED: 0, FrameKind.LAST_CALL: 0}
+        )
         self._in_flight: deque[_Asked | None] = deque()
         self._sent = 0
+        self._is_last_call = False
         self._is_listening = False
         self._news = trio.lowlevel.ParkingLot()
         """Where tasks wait while another one reads."""
@@ -125,6 +128,15 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
         await self._listen_until(lambda: asked.answer is not None)
         assert asked.answer is not None
         return asked.answer
+
+    @trio.lowlevel.enable_ki_protection
+    async def last_call(self) -> None:
+        """Wait until the other end asks for what there is still to say, since it ends soon.
+
+        Others may send meanwhile. It raises what :meth:`send` raises of the other end.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._listen_until(lambda: self._is_last_call)
 
     async def _send(self, value: bytes, asked: _Asked | None) -> None:
         if len(value) > self._max_frame:
@@ -200,6 +212,8 @@ class ProcessSendChannel(End, trio.abc.SendChannel[bytes]):
     def _take(self, frame: Frame) -> None:
         if frame.kind is FrameKind.CLOSED:
             self._over = (PeerClosed, "the other end was closed")
+        elif frame.kind is FrameKind.LAST_CALL:
+            self._is_last_call = True
         elif self._in_flight:
             asked = self._in_flight.popleft()
             if asked is not None:
@@ -282,6 +296,16 @@ class ProcessReceiveChannel(End, trio.abc.ReceiveChannel[bytes]):
             self._raise_if_answered()
             self._answer(answer)
             await self._say()
+
+    def call_last(self) -> None:
+        """Ask the other end, which has to know of such a call, for what there is still to say.
+
+        Does not wait. Where the connection is filled up, it hears of that with the next
+        acknowledgement; where it is gone, nobody does.
+        """
+        if not self._is_closed and self._over is None:
+            self._owed += encode_frame(Frame(FrameKind.LAST_CALL))
+            self._say_now()
 
     def _raise_if_answered(self) -> None:
         self._raise_if_closed()

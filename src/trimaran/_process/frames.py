@@ -58,6 +58,8 @@ class FrameKind(enum.IntEnum):
     """From the sender: there is no more."""
     CLOSED = 4
     """From the receiver: it wants no more."""
+    LAST_CALL = 5
+    """From the receiver: it soon wants no more; what there is to say is to be said now."""
 
 
 class Frame(NamedTuple):
