@@ -100,6 +100,51 @@ async def until_empty(side: Side) -> None:
             await trio.lowlevel.checkpoint()
 
 
+class Anything(trimaran.Event, frozen=True):
+    """An event with a field of any kind."""
+
+    value: Any = None
+
+
+async def test_an_event_says_what_it_said_in_its_thread() -> None:
+    """What is in its containers may change before the session's thread comes for it."""
+    side = Side()
+    value = ["then"]
+
+    side.inbox.put(Anything(value=value), 0.0)
+    value.append("now")
+    side.inbox.empty()
+
+    [entry] = (await side.mailbox.receive()).entries
+    assert isinstance(entry.event, Anything)
+    assert bytes(entry.event.value) == b'["then"]'
+
+
+class Unlistable(trimaran.Event, frozen=True):
+    """An event of a class that fails where it should say which texts may be cut."""
+
+    value: Any = None
+    cut_fields: ClassVar[Any] = type("Never", (), {"__contains__": lambda *_: 1 / 0})()
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (Anything(value=["x" * 100_000]), DropReason.TOO_LARGE),
+        (Unlistable(value=[]), DropReason.BUG),
+        ("no event", DropReason.ENCODE_ERROR),
+    ],
+)
+async def test_what_cannot_be_taken_is_counted(event: Any, reason: DropReason) -> None:
+    """In its thread already, or by the mailbox; nothing is raised."""
+    side = Side()
+
+    side.inbox.put(event, 0.0)
+    side.inbox.empty()
+
+    assert (side.ledger.tracked, side.ledger.dropped) == (1, {reason: 1})
+
+
 async def test_the_sessions_thread_has_turns_while_much_comes_over() -> None:
     """In one go it would hold up the agent, if that thread is the agent's own."""
     side = Side()

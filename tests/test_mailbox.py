@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trimaran
-from trimaran import DropReason, ErrorEvent, Settings, ToolCall
+from trimaran import DropReason, ErrorEvent, Generation, Settings, Tokens, ToolCall
 from trimaran._pipeline.entry import ENTRY_OVERHEAD, ERROR_TEXT_WINDOW, MOST_MILLISECONDS, Chunk
 from trimaran._pipeline.ledger import Ledger
 from trimaran._pipeline.mailbox import Mailbox
@@ -44,6 +45,10 @@ class Anything(trimaran.Event, frozen=True):
     """An event with a field of any kind."""
 
     value: Any = None
+
+
+class Formless:
+    """What has no JSON form of its own."""
 
 
 class Box:
@@ -353,16 +358,23 @@ async def test_what_is_no_event_is_dropped(make: Callable[[], Any]) -> None:
     assert (box.ledger.tracked, box.ledger.pending, len(box.mailbox)) == (3, 0, 0)
 
 
-async def test_an_event_without_a_plain_form_waits_as_it_is() -> None:
-    """A later stage finds a form for it; until then its size is guessed."""
+async def test_an_event_without_a_plain_form_waits_in_the_form_that_it_will_have() -> None:
+    """Its size is that of the form, and nothing of the agent's own is kept."""
     box = Box()
+    kept = Formless()
 
-    box.mailbox.put(Anything(value=[object(), "x" * 1000]))
+    box.mailbox.put(Anything(value=[kept, "x" * 1000]))
     [entry] = (await box.mailbox.receive()).entries
 
-    assert entry.encoded is None
-    assert ENTRY_OVERHEAD + 1000 < entry.size < ENTRY_OVERHEAD + 2000
+    form = b'["<Formless>","' + b"x" * 1000 + b'"]'
+    assert isinstance(entry.event, Anything)
+    assert bytes(entry.event.value) == form
+    assert entry.size == size_of(Anything(value=msgspec.Raw(form)))
     assert box.budget.used == entry.size
+    gone = weakref.ref(kept)
+    del kept
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("value", ["x" * 2000, ["x" * 1500, object()], [object()] * 20_000])
@@ -410,6 +422,10 @@ async def test_no_event_waits_that_could_never_have_room() -> None:
             ToolCall(tool_name="bash", error="x" * 9000),
             ToolCall(tool_name="bash", error="x" * ERROR_TEXT_WINDOW),
         ),
+        (
+            ErrorEvent(error_name="E", error_message="x" * 6000, context="x" * 3000),
+            ErrorEvent(error_name="E", error_message="x" * ERROR_TEXT_WINDOW, context="x" * 3000),
+        ),
     ],
 )
 async def test_a_long_error_text_does_not_make_an_event_too_large(
@@ -451,7 +467,115 @@ async def test_an_event_says_what_it_said_then() -> None:
     value.append("now")
 
     [entry] = (await box.mailbox.receive()).entries
-    assert entry.encoded == b'{"type":"anything","value":["then"]}'
+    assert isinstance(entry.event, Anything)
+    assert bytes(entry.event.value) == b'["then"]'
+
+
+class Flat(ToolCall, frozen=True, kw_only=True):
+    """A host's own kind of tool call."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: ToolCall(tool_name="bash", tool_category=value),
+        lambda value: ToolCall(tool_name=value),
+        lambda value: ToolCall(tool_name="bash", error=value),
+        lambda value: Flat(tool_name="bash", tool_category=value),
+        lambda value: Generation(agent=value),
+        lambda value: Generation(tokens=Tokens(input=value)),
+        lambda value: ErrorEvent(error_name="E", error_message=value),
+    ],
+)
+async def test_no_field_of_any_event_changes_afterwards(make: Callable[[Any], Any]) -> None:
+    """Whatever it was declared to hold, and however quickly events of its class are taken."""
+    box = Box()
+    value = ["then"]
+
+    box.mailbox.put(make(value))
+    value.append("now")
+    [entry] = (await box.mailbox.receive()).entries
+
+    assert b'["then"]' in msgspec.json.encode(entry.event)
+
+
+async def test_what_waits_takes_the_bytes_that_it_is_charged_with() -> None:
+    """However many objects an event was made of; they may be forty times as large."""
+    box = Box()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(200):
+            box.mailbox.put(Anything(value=[{"id": id_, "ok": True} for id_ in range(number, 700)]))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(box.mailbox) == 200
+    assert after - before < 1.1 * box.budget.used
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 50_000_000,
+        ["x" * 50_000_000],
+        {"a": {"b": bytes(50_000_000)}},
+        list(range(3_000_000)),
+        {"a": list(range(3_000_000))},
+        msgspec.Raw(b" " * 50_000_000),
+    ],
+    ids=["text", "text inside", "bytes inside", "list", "list inside", "json"],
+)
+async def test_what_is_far_too_large_is_not_encoded_first(value: object) -> None:
+    """The agent would wait for it; not a megabyte is made of its fifty."""
+    box = Box()
+    event = Anything(value=value)
+    tracemalloc.start()
+    try:
+        box.mailbox.put(event)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert box.ledger.dropped == {DropReason.TOO_LARGE: 1}
+    assert peak < 1_000_000
+
+
+async def test_an_error_text_that_is_far_too_large_is_cut_first() -> None:
+    """Of a hundred megabytes, not one is encoded."""
+    box = Box()
+    event = ToolCall(tool_name="bash", error="x" * 50_000_000)
+    tracemalloc.start()
+    try:
+        box.mailbox.put(event)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    [entry] = (await box.mailbox.receive()).entries
+    assert entry.event == ToolCall(tool_name="bash", error="x" * ERROR_TEXT_WINDOW)
+    assert peak < 1_000_000
+
+
+class Unreadable(trimaran.Event, frozen=True, kw_only=True):
+    """An event whose fields can be listed, and not read."""
+
+    value: object = None
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "value":
+            raise RuntimeError
+        return super().__getattribute__(name)
+
+
+async def test_an_event_that_cannot_be_read_is_dropped() -> None:
+    """Where it has no plain form, either."""
+    box = Box()
+
+    box.mailbox.put(Unreadable(value="\ud800"))
+
+    assert box.ledger.dropped == {DropReason.ENCODE_ERROR: 1}
 
 
 # The bound on events.

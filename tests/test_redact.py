@@ -752,7 +752,6 @@ class Member(enum.Enum):
         (SECRET.encode(), MARK),
         (pathlib.PurePosixPath(HOME, "a"), "~/a"),
         (ValueError(f"bad {SECRET}"), f"ValueError: bad {MARK}"),
-        (msgspec.Raw(f'["{SECRET}"]'.encode()), [MARK]),
         (Tokens(input=SECRET), Tokens(input=MARK)),  # type: ignore[arg-type]
         (Tokens(input=1.5), Tokens(input=1.5)),  # type: ignore[arg-type]
         (object(), "<object>"),
@@ -809,6 +808,36 @@ def test_an_integer_is_sent_as_its_json_form(number: int, make: Callable[[int], 
     if expected.get("note") == SECRET:
         expected["note"] = MARK
     assert sent == expected
+
+
+@pytest.mark.parametrize(
+    ("encoded", "masked"),
+    [
+        (f'["{SECRET}"]', f'["{MARK}"]'),
+        (f'{{"a":{{"{SECRET}":[1]}}}}', f'{{"a":{{"{MARK}":[1]}}}}'),
+        ('{"password":"x","n":1.0}', '{"password":"[masked:secret]","n":1.0}'),
+    ],
+)
+def test_what_is_encoded_stays_so(encoded: str, masked: str) -> None:
+    """A container that waits as JSON is masked, and goes on as JSON."""
+    event = Redactor(HOME).redact(Odd(value=msgspec.Raw(encoded.encode())))
+
+    assert isinstance(event.value, msgspec.Raw)
+    assert bytes(event.value).decode() == masked
+
+
+def test_what_is_encoded_and_clean_comes_back_itself() -> None:
+    """Nothing is encoded again for it."""
+    event = Odd(value=msgspec.Raw(b'{"a": [1, 2.5, "text", null]}'))
+
+    assert Redactor(HOME).redact(event) is event
+
+
+def test_what_is_encoded_under_the_name_of_a_secret_is_hidden() -> None:
+    """As a container is that is not."""
+    event = Redactor(HOME).redact(Keyed(api_key=msgspec.Raw(b'["x"]'), label=msgspec.Raw(b"[]")))
+
+    assert event.api_key == "[masked:secret]"
 
 
 def test_containers_are_copied() -> None:

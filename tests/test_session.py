@@ -6,7 +6,7 @@ import gc
 import math
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
@@ -447,6 +447,28 @@ async def test_a_timestamp_of_its_own_is_kept_and_a_session_id_is_not() -> None:
 
     [command] = capture.events(trimaran.Command)
     assert (command.timestamp, command.session_id) == (1234, "mine")
+
+
+class State(trimaran.Event, frozen=True, kw_only=True):
+    """What an agent says again and again of the same dict."""
+
+    state: Any = None
+
+
+async def test_each_event_says_what_it_said_when_it_was_tracked() -> None:
+    """However often the agent uses the same dict, and however large it gets afterwards."""
+    capture = Capture()
+    state: dict[str, Any] = {"step": 0}
+
+    async with capture.open() as telemetry, telemetry.session() as session:
+        for step in range(5):
+            state["step"] = step
+            session.track(State(state=state))
+        state["late"] = ["x" * 60_000] * 10
+        await session.send(State(state=[step]))
+    said = [event.state for event in capture.events(State)]
+
+    assert said == [*({"step": step} for step in range(5)), [4]]
 
 
 async def test_an_event_that_is_too_large_is_dropped_alone() -> None:

@@ -26,12 +26,16 @@ import msgspec
 from trimaran._events import Event
 
 __all__ = [
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "MAX_TEXT",
     "EncodeError",
     "JsonValue",
     "class_name",
     "encode",
     "encode_fast",
     "encode_value",
+    "encoded_part",
     "inherits",
     "jsonable",
 ]
@@ -40,13 +44,13 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 
 UNSET = msgspec.UNSET
 
-_MAX_DEPTH = 64
+MAX_DEPTH = 64
 """Containers inside each other; msgspec and most parsers take more, people do not."""
 
-_MAX_NODES = 10_000
+MAX_NODES = 10_000
 """Values in one event. At 25 bytes each, that is more than an event may take."""
 
-_MAX_TEXT = 65_536
+MAX_TEXT = 65_536
 """Characters of one text. A longer one is named, not cut: half a secret is no match."""
 
 _MAX_CHARACTERS = 1_048_576
@@ -98,12 +102,19 @@ def encode_fast(event: Event) -> bytes | None:
     return encoded if encoded[:8] == b'{"type":' else None
 
 
-def encode_value(value: JsonValue) -> bytes:
+def encode_value(value: object) -> bytes:
     """A JSON value as UTF-8 JSON; what turns out to be none goes through :func:`jsonable`."""
     try:
         return _encode(value)
     except Exception:  # noqa: BLE001 - as in encode_fast
         return _encode_slowly(value)
+
+
+def encoded_part(value: object) -> msgspec.Raw:
+    """The same, to be kept as a part of something: msgspec gives away a buffer of up to twice
+    the bytes that are in it.
+    """
+    return msgspec.Raw(bytes(memoryview(encode_value(value))))
 
 
 def jsonable(value: object) -> JsonValue:
@@ -134,13 +145,13 @@ class _Conversion:
     """One call of :func:`jsonable`: what is left of its bounds, and where it stands."""
 
     def __init__(self) -> None:
-        self.nodes = _MAX_NODES
+        self.nodes = MAX_NODES
         self.characters = _MAX_CHARACTERS
         self.path: set[int] = set()  # ids of the containers around the value at hand
 
     def convert(self, value: object, depth: int) -> JsonValue:
         """The JSON form of one value that has *depth* containers around it."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             return _TOO_DEEP
         kind = type(value)
         try:
@@ -155,7 +166,7 @@ class _Conversion:
             return _class_marker(value)
 
     def _text(self, text: str) -> str:
-        if len(text) > min(_MAX_TEXT, self.characters):
+        if len(text) > min(MAX_TEXT, self.characters):
             return f"<str: {len(text)}>"
         self.characters -= len(text)
         return _valid(text)
@@ -185,7 +196,7 @@ class _Conversion:
             self.path.remove(id(value))
 
     def _bytes(self, view: memoryview) -> str:
-        if view.nbytes <= _MAX_TEXT:
+        if view.nbytes <= MAX_TEXT:
             try:
                 return self._text(view.tobytes().decode())
             except UnicodeDecodeError:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from trimaran._events import Event
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Mailbox
+from trimaran._pipeline.settled import TooLarge, settled
 from trimaran._spans import Place
 
 __all__ = ["Inbox"]
@@ -74,10 +75,22 @@ class Inbox:
         elif len(self._events) >= self._capacity:
             self._refuse(DropReason.MAILBOX_FULL)
         else:
+            self._leave(event, time, place)
+        self._call_for_events()
+
+    def _leave(self, event: Event, time: float, place: Place | None) -> None:
+        try:
+            # By its very type, as the mailbox does; what is no event is refused there.
+            if issubclass(type(event), Event):  # pyright: ignore[reportUnnecessaryIsInstance] - any caller
+                event = settled(event, self._mailbox.event_bytes)
+        except TooLarge:
+            self._refuse(DropReason.TOO_LARGE)
+        except Exception:  # noqa: BLE001 - its class is the host's own code
+            self._refuse(DropReason.BUG)
+        else:
             self._events.append((event, time, place))
             if self._ended:  # meanwhile
                 self._close_out()
-        self._call_for_events()
 
     def lose(self, reason: DropReason) -> None:
         """Count an event that could not be left here; from any thread, never raises."""
