@@ -41,7 +41,7 @@ class WatchedBlock:
         if self._span is not None:
             self._span.enter()
 
-    def leave(self) -> Place | None:
+    def leave(self, begun: float, ended: float) -> Place | None:
         """See :meth:`Block.leave`; None where it is no span."""
         self._open.discard(self)
-        return None if self._span is None else self._span.leave()
+        return None if self._span is None else self._span.leave(begun, ended)
