@@ -17,8 +17,8 @@ import trimaran
 from patience import PATIENCE
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import Bundle
-from trimaran._pipeline.entry import Chunk
-from trimaran.testing import Capture
+from trimaran._pipeline.entry import Chunk, Flush
+from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -524,6 +524,51 @@ async def test_a_flush_with_no_time_left_says_how_it_stands() -> None:
         flushed = await session.flush(timeout=-1)
 
     assert (flushed.complete, flushed.pending) == (False, 1)
+
+
+@pytest.mark.parametrize("destinations", [1, 2])
+@pytest.mark.parametrize("stuck", ["sender", "collector"])
+async def test_flushes_that_time_out_leave_nothing(
+    destinations: int, stuck: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """However many there are: an agent's memory does not grow with its patience.
+
+    Neither behind a sender that is stuck, nor when the way there is full.
+    """
+
+    class Hung(ScriptedTransport):
+        async def attempt(self, request: trimaran.Request) -> trimaran.Answer:
+            await trio.sleep_forever()
+
+    def marks() -> int:
+        gc.collect()
+        return sum(isinstance(each, Flush) for each in gc.get_objects())
+
+    settings = trimaran.Settings(strict=True, mailbox_events=10, backlog_events=1)
+    async with trimaran.open_telemetry(
+        "test",
+        environ={"TEST_TELEMETRY_URL": "https://x.test"},
+        transport=Hung(),
+        destinations=[trimaran.Destination(name="d", transport=Hung())][: destinations - 1],
+        settings=settings,
+    ) as telemetry:
+        async with telemetry.session() as session, trio.open_nursery() as nursery:
+            if stuck == "collector":
+                for number in range(1_000):
+                    session.track(numbered(number))
+                    await trio.lowlevel.checkpoint()
+
+            async def flushes(first: float) -> None:
+                await trio.sleep(first)
+                for _ in range(500):
+                    assert not await session.flush(timeout=1)
+
+            others = marks()
+            for number in range(4):
+                nursery.start_soon(flushes, number / 4)
+            await trio.sleep(450)
+            # Four at a time, each with a part for each destination, and as many that are left.
+            assert marks() - others <= 2 * 4 * (1 + destinations) + 8
 
 
 async def test_flush_tells_what_was_dropped() -> None:

@@ -20,7 +20,7 @@ from trio.abc import ReceiveChannel, SendChannel
 from trimaran._events import ErrorEvent, Event
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.encoder import EncodeError, encode
-from trimaran._pipeline.entry import Chunk, Entry, Flush
+from trimaran._pipeline.entry import Chunk, Entry, Flush, gather
 from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.members import Members
 from trimaran._pipeline.memory import MemoryBudget
@@ -102,7 +102,7 @@ class Backlog:
         self._close()
         if not self._bundles:
             self._bundles.append(Bundle(_AT_ONCE))
-        self._bundles[-1].flushes.append(flush)
+        gather(self._bundles[-1].flushes, flush)
 
     def end(self) -> None:
         """Nothing more comes in: whatever waits is due."""

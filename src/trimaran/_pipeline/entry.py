@@ -15,7 +15,7 @@ import trio
 from trimaran._events import UNSET, Event
 from trimaran._spans import Place
 
-__all__ = ["Chunk", "Entry", "Flush", "shortened", "unstamped"]
+__all__ = ["Chunk", "Entry", "Flush", "gather", "shortened", "unstamped"]
 
 ENTRY_OVERHEAD = 500
 """Bytes that an event takes beside its encoded form while it waits: the object, the
@@ -57,12 +57,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class Flush:
     """A mark in the stream: reached when everything before it has its fate."""
 
-    __slots__ = ("_reached", "number")
+    __slots__ = ("_is_abandoned", "_reached", "number")
 
     def __init__(self, number: int) -> None:
         self.number: int = number
         """The last entry before it."""
         self._reached = trio.Event()
+        self._is_abandoned = False
 
     def reach(self) -> None:
         """Wake who waits. May be called again."""
@@ -72,6 +73,15 @@ class Flush:
     def is_reached(self) -> bool:
         """Whether everything before it has its fate."""
         return self._reached.is_set()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody may wait for it yet."""
+        return not (self._is_abandoned or self.is_reached)
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more. It still makes due what is before it."""
+        self._is_abandoned = True
 
     async def wait(self) -> None:
         """Wait until it is reached; a cancel leaves it in the stream."""
@@ -83,6 +93,18 @@ class Chunk(NamedTuple):
 
     entries: list[Entry]
     flushes: Sequence[Flush] = ()
+
+
+def gather(marks: list[Flush], mark: Flush) -> None:
+    """Put *mark* behind *marks*, and now and then leave out those that nobody waits for.
+
+    That is done at each power of two, so that it costs little; no more than two for each one
+    that was awaited at a time, and one, are ever kept. What is behind another makes due all
+    that the other would.
+    """
+    if len(marks) & (len(marks) - 1) == 0:
+        marks[:] = [each for each in marks if each.is_awaited]
+    marks.append(mark)
 
 
 def unstamped(event: Event, time: float | None) -> tuple[Event, float | None]:

@@ -87,9 +87,11 @@ class Branch(Mailbox):
         self._has_end = self._has_end or is_first
         return is_first
 
-    def mark(self, reached: Callable[[], object]) -> None:
-        """Put a mark behind everything so far; *reached* is told once, perhaps at once."""
-        self._put_mark(_Part(self, self._last_number, reached))
+    def mark(self, flush: Flush, reached: Callable[[], object]) -> None:
+        """Put a part of *flush* behind everything so far; *reached* is told once, perhaps at once,
+        if somebody waits for the flush.
+        """
+        self._put_mark(_Part(flush, self._last_number, reached))
 
     def report(self, losses: Mapping[DropReason, int]) -> None:
         """The next batch tells of *losses*, which no destination heard of yet."""
@@ -109,18 +111,20 @@ class Branch(Mailbox):
 class _Part(Flush):
     """A flush's mark on the way to one of its destinations."""
 
-    __slots__ = ("_branch", "_tell")
+    __slots__ = ("_tell", "_whole")
 
-    def __init__(self, branch: Branch, number: int, tell: Callable[[], object]) -> None:
+    def __init__(self, whole: Flush, number: int, tell: Callable[[], object]) -> None:
         super().__init__(number)
-        self._branch = branch
+        self._whole = whole
         self._tell = tell
+
+    @property
+    def is_awaited(self) -> bool:
+        return self._whole.is_awaited and super().is_awaited
 
     def reach(self) -> None:
         if not self.is_reached:
             super().reach()
-            # Nobody else will: who waits knows the whole flush alone.
-            self._branch.forget(self)
             self._tell()
 
 
@@ -210,7 +214,7 @@ class FanOut(trio.abc.SendChannel[Chunk]):
                 flush.reach()
 
         for branch in self._branches:
-            branch.mark(reached)
+            branch.mark(flush, reached)
 
     async def aclose(self) -> None:
         """Nothing more comes. A checkpoint."""

@@ -25,6 +25,7 @@ from trimaran._pipeline.entry import (
     Chunk,
     Entry,
     Flush,
+    gather,
     unstamped,
 )
 from trimaran._pipeline.ledger import DropReason, Ledger
@@ -89,7 +90,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._routine: deque[Entry] = deque()
         self._urgent: deque[Entry] = deque()
         self._flushes: list[Flush] = []
-        self._outstanding: dict[Flush, None] = {}
+        self._outstanding: list[Flush] = []
         self._reader: trio.Event | None = None
         self._line: _Line | None = None
         self._refuses = False
@@ -223,13 +224,13 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         if self._ended:
             mark.reach()
         else:
-            self._outstanding[mark] = None
-            self._flushes.append(mark)
+            gather(self._outstanding, mark)
+            gather(self._flushes, mark)
             self._wake_reader()
 
     def forget(self, mark: Flush) -> None:
         """Nobody waits for *mark* any more."""
-        self._outstanding.pop(mark, None)
+        mark.abandon()
 
     def refuse(self) -> None:
         """Take nothing more but from other processes, which have some time left."""
@@ -420,9 +421,10 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
         self._routine.clear()
         self._urgent.clear()
         self._flushes.clear()
-        outstanding, self._outstanding = self._outstanding, {}
+        outstanding, self._outstanding = self._outstanding, []
         for mark in outstanding:
-            mark.reach()
+            if mark.is_awaited:
+                mark.reach()
 
     async def aclose(self) -> None:
         """Close the reading end: nothing more is taken, since nothing would be handed on."""
