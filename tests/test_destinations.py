@@ -463,6 +463,31 @@ async def test_a_bug_on_one_way_ends_that_way_alone(
     ]
 
 
+@pytest.mark.parametrize("lost", [{"bug": 11, "closed": 1}, {"drain_timeout": 12}])
+async def test_what_is_lost_before_the_ways_part_is_lost_to_all_for_one_reason(
+    lost: dict[str, int], monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """To the bug where there was one, and the session's end came after it; else to the deadline."""
+
+    async def ends_badly(_fan_out: object, _chunk: object) -> None:
+        await trio.lowlevel.checkpoint()
+        if "bug" in lost:
+            raise RuntimeError
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("trimaran._ends.FanOut.send", ends_badly)
+    async with (
+        opened(Capture(), Capture(), settings={"strict": False}) as telemetry,
+        telemetry.session() as session,
+    ):
+        await record(session, 10)
+        await trio.sleep(1)
+
+    for books in session.statistics().destinations.values():
+        assert adds_up(books)
+        assert books.dropped == lost
+
+
 async def test_a_session_goes_on_when_no_way_is_left(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
