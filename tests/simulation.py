@@ -124,6 +124,8 @@ class World:
     """Whether the disk has room for everything."""
     disk_trouble: float = 0.0
     """How likely the disk is to fail at something."""
+    disk_failed: bool = False
+    """Whether somebody was told that it did, or that it takes too long."""
     beside: SimulatedEndpoint | None = None
     """A second destination, if there is one."""
     sessions: list[Frozen] = field(default_factory=list)
@@ -190,7 +192,7 @@ def spool_of(world: World) -> trimaran.Spool | bool:
         return False
     return trimaran.Spool(
         directory=str(world.directory),
-        most_bytes=10_000_000 if world.has_room else 3_000,
+        most_bytes=10_000_000 if world.has_room else 1_500,
         survives=world.random.choice(["kill", "power_loss"]),
     )
 
@@ -282,6 +284,9 @@ def live(world: World, seed: int) -> None:
         sessions.clear()
         scope.cancel()
 
+    def tell_problem(problem: trimaran.Problem) -> None:
+        world.disk_failed = world.disk_failed or problem.name == "telemetry spool failed"
+
     async def main() -> None:
         nonlocal left, ended, telemetry
         with trio.move_on_after(random.choice([0.0, 0.3, 4, 40, 400])) as scope:
@@ -295,6 +300,7 @@ def live(world: World, seed: int) -> None:
                 wall_clock=lambda: 1_700_000_000 + trio.current_time(),
                 new_id=lambda: f"{random.getrandbits(64):016x}",
                 run_blocking=disk,
+                on_problem=tell_problem,
             ) as telemetry:
                 try:
                     async with trio.open_nursery() as nursery:
@@ -438,8 +444,9 @@ def check_fates(world: World, name: str, endpoint: SimulatedEndpoint, session: F
             if command:
                 owner, number = command.split(":")
                 assert f"s{owner}" == session.id, "delivered to another session"
-                # A batch that the disk would not give back is left for a later life.
-                assert int(number) > last_number or world.disk_trouble, "out of order"
+                # A batch that the disk would not give back, or not let go of, is left for a
+                # later life.
+                assert int(number) > last_number or world.disk_failed, "out of order"
                 last_number = int(number)
             is_report = str(event.get("error_name", "")).startswith("Telemetry")
             confirmed += not is_report and index not in endpoint.refused[key]

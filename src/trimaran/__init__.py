@@ -38,7 +38,7 @@ from trimaran._pipeline.ledger import DropReason, Statistics
 from trimaran._recording import BridgeMeasure, GenerationMeasure, ToolMeasure
 from trimaran._session import Flushed, Session, current_session
 from trimaran._settings import Relay, Settings, Spool
-from trimaran._spool.keeper import RunBlocking
+from trimaran._spool.disk import RunBlocking
 from trimaran._telemetry import Telemetry, open_telemetry, run_telemetry
 from trimaran._thread_session import ThreadSession
 from trimaran._transport import Answer, Blueprint, Request, Transport, TransportError

@@ -28,7 +28,7 @@ from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._pipeline.ledger import Statistics
 from trimaran._session import OPTED_OUT, SILENT
 from trimaran._settings import Settings
-from trimaran._spool.keeper import RunBlocking
+from trimaran._spool.disk import RunBlocking
 from trimaran._telemetry import Telemetry, is_name, is_silent, open_telemetry, random_id
 from trimaran._thread import BlockInThread, NoThread
 from trimaran._thread_session import ANSWER_GRACE, ThreadSession, entered_from_afar

@@ -26,7 +26,8 @@ from trimaran._hooks import Hooks
 from trimaran._pipeline.memory import MemoryBudget
 from trimaran._settings import Settings, Spool
 from trimaran._shared import Route
-from trimaran._spool.keeper import RunBlocking, SpoolKeeper, in_a_thread
+from trimaran._spool.disk import RunBlocking, in_a_thread
+from trimaran._spool.keeper import SpoolKeeper
 from trimaran._spool.values import Binding, bound_to, destination_of, given_destination
 from trimaran._transport import Transport, blueprint_of, wants_spans
 
@@ -277,6 +278,7 @@ def _spool_keeper(
             wall_clock=host.wall_clock,
         ),
         run=in_a_thread() if host.run_blocking is None else host.run_blocking,
+        now=host.now,
         diagnostics=host.diagnostics,
         is_withdrawn=lambda: consent.is_withdrawn,
     )

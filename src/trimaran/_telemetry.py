@@ -28,7 +28,7 @@ from trimaran._routes import Host
 from trimaran._session import OPTED_OUT, SILENT, Session
 from trimaran._settings import Settings
 from trimaran._shared import SessionContext
-from trimaran._spool.keeper import RunBlocking
+from trimaran._spool.disk import RunBlocking
 from trimaran._supervisor import Supervisor
 from trimaran._transport import Transport
 

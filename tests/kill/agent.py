@@ -25,7 +25,7 @@ import structlog
 import trio
 
 import trimaran
-from trimaran._spool.keeper import in_a_thread
+from trimaran._spool.disk import in_a_thread
 from trimaran._transport import wants_spans
 from trimaran._transport.http import HttpTransport
 from trimaran.otlp import OtlpTransport

@@ -17,8 +17,9 @@ from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import Ledger
 from trimaran._spool.browser import SpoolBrowser
+from trimaran._spool.disk import in_a_thread
 from trimaran._spool.file import SpoolFile
-from trimaran._spool.keeper import SpoolKeeper, in_a_thread
+from trimaran._spool.keeper import SpoolKeeper
 from trimaran._spool.lock import OwnerLock
 from trimaran._spool.values import SpoolError, hands_of
 
@@ -93,7 +94,9 @@ async def test_one_agent_takes_back_its_own(
     before.split("mine-0", [("mine-0.0", b"{}", 1, 0), ("mine-0.1", b"{}", 1, 0)])
     before.put("theirs-0", b"{}", events=1, reports=0, handed_by="them")
     before.close()
-    keeper = SpoolKeeper(spool(), run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
+    keeper = SpoolKeeper(
+        spool(), run=in_a_thread(), now=trio.current_time, diagnostics=Diagnostics(lambda: 0.0)
+    )
     books = Ledger()
     taken = await keeper.take_over(books)
     assert [(batch.key, batch.handed_by) for batch in taken] == [
@@ -119,7 +122,9 @@ async def test_what_two_have_handed_over_is_each_ones(
 ) -> None:
     """Also the parts of it that were made meanwhile, and what a later relay took over."""
     before = spool("before")
-    keeper = SpoolKeeper(before, run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
+    keeper = SpoolKeeper(
+        before, run=in_a_thread(), now=trio.current_time, diagnostics=Diagnostics(lambda: 0.0)
+    )
     books = Ledger()
     whole, _ = await keeper.keep(
         [
@@ -139,7 +144,9 @@ async def test_what_two_have_handed_over_is_each_ones(
     assert await keeper.also_handed_by("me", ["k-1"])
 
     before.close()
-    later = SpoolKeeper(spool(), run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
+    later = SpoolKeeper(
+        spool(), run=in_a_thread(), now=trio.current_time, diagnostics=Diagnostics(lambda: 0.0)
+    )
     taken = await later.take_over(Ledger())
     assert [(batch.key, hands_of(batch.handed_by)) for batch in taken] == [
         ("k-1.1", ["me", "my heir"]),
@@ -162,10 +169,12 @@ async def test_who_comes_while_a_batch_is_split_has_its_halves_too(
 
     async def slowly(call: Callable[[], Any], /) -> Any:
         result = call()
-        await trio.sleep(1)
+        await trio.sleep(0.5)
         return result
 
-    keeper = SpoolKeeper(spool(), run=slowly, diagnostics=Diagnostics(lambda: 0.0))
+    keeper = SpoolKeeper(
+        spool(), run=slowly, now=trio.current_time, diagnostics=Diagnostics(lambda: 0.0)
+    )
     books = Ledger()
     (whole,) = await keeper.keep([Batch(key="k", body=b"{}", events=2, handed_by="me")], books)
     books.track(2)
@@ -173,7 +182,7 @@ async def test_who_comes_while_a_batch_is_split_has_its_halves_too(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.split, whole, first, second)
-        await trio.sleep(0.5)
+        await trio.sleep(0.25)
         assert keys(tmp_path) == ["k.0", "k.1"]
         nursery.start_soon(keeper.also_handed_by, "my heir", ["k"])
     assert await keeper.withdraw_of("my heir")
@@ -187,7 +196,9 @@ async def test_a_disk_that_does_not_obey_is_told(
     spool: Callable[..., SpoolFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there stays, and is not sent all the same."""
-    keeper = SpoolKeeper(spool(), run=in_a_thread(), diagnostics=Diagnostics(lambda: 0.0))
+    keeper = SpoolKeeper(
+        spool(), run=in_a_thread(), now=trio.current_time, diagnostics=Diagnostics(lambda: 0.0)
+    )
     books = Ledger()
     kept, _ = await keeper.keep(
         [

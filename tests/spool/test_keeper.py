@@ -15,6 +15,7 @@ from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline import wire
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.ledger import DropReason, Ledger
+from trimaran._spool.disk import PATIENCE, REST
 from trimaran._spool.file import SpoolFile
 from trimaran._spool.keeper import CLOSE_GRACE, SpoolKeeper
 from trimaran._spool.values import SpoolError
@@ -74,6 +75,7 @@ class World:
         return SpoolKeeper(
             file,
             run=Disk() if disk is None else disk,
+            now=trio.current_time,
             diagnostics=Diagnostics(trio.current_time),
         )
 
@@ -415,3 +417,33 @@ async def test_what_a_put_that_nobody_waited_for_evicted_is_booked_at_the_end(
     await world.keeper.aclose()
 
     assert world.books() == (4, 2, {"spool_full": 2})
+
+
+async def test_what_comes_onto_the_disk_too_late_leaves_it_again(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It went on from memory meanwhile: a later process would send it once more."""
+    world.disk.seconds = 2 * PATIENCE
+    [batch] = await world.put("a")
+    assert batch.kept is None
+    assert batch.body
+    assert world.rows() == ["a"]
+    assert world.books() == (2, 0, {})
+    world.disk.seconds = 0.0
+    [batch] = await world.put("b")  # the disk is left alone for now
+    assert batch.kept is None
+    await trio.sleep(REST)
+
+    await world.put("c")
+
+    assert world.rows() == ["c"]
+
+
+async def test_only_what_is_ours_is_removed(world: World) -> None:
+    """Somebody else's batch of the same key is not."""
+    other = world.kept_by("other")
+    [batch] = await other.keep([batch_of("a")], Ledger())
+
+    await world.keeper.remove(batch)
+
+    assert world.rows() == ["a"]

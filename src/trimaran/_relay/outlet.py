@@ -31,8 +31,9 @@ from trimaran._relay.made import made_from, made_transport, problem_with_made, s
 from trimaran._relay.messages import HandedBatch, OutletReport
 from trimaran._relay.orders import Orders
 from trimaran._relay.wallet import Wallet
+from trimaran._spool.disk import in_a_thread
 from trimaran._spool.file import SpoolFile
-from trimaran._spool.keeper import SpoolKeeper, in_a_thread
+from trimaran._spool.keeper import SpoolKeeper
 from trimaran._spool.values import account_in
 from trimaran._transport import Transport
 
@@ -138,6 +139,7 @@ class Outlet:
         self._keeper = SpoolKeeper(
             circumstances.file_for(destination),
             run=in_a_thread(),
+            now=trio.current_time,
             diagnostics=circumstances.diagnostics,
         )
         self._books = Ledger()

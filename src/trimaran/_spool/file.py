@@ -26,7 +26,7 @@ import platformdirs
 from trimaran._pipeline.ledger import DropReason
 from trimaran._settings import Spool, Survives
 from trimaran._spool.lock import OwnerLock
-from trimaran._spool.values import AND, Binding, Evicted, Kept, SpoolError, worked_out
+from trimaran._spool.values import AND, Binding, Evicted, Kept, SpoolBusy, SpoolError, worked_out
 
 __all__ = [
     "BUSY_TIMEOUT",
@@ -251,7 +251,10 @@ class SpoolFile:
             SpoolError: they stay, and will be sent once more with the same keys.
         """
         with self._transaction() as database:
-            database.executemany("DELETE FROM batches WHERE key = ?", [(key,) for key in keys])
+            database.executemany(
+                "DELETE FROM batches WHERE key = ? AND owner = ?",
+                [(key, self._owner) for key in keys],
+            )
 
     def also_handed_by(self, handed_by: str, keys: Sequence[str]) -> None:
         """Batches, or the parts that there are of them, are somebody's too from now on.
@@ -452,11 +455,11 @@ class SpoolFile:
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
+                database.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     database.execute("ROLLBACK")
                 raise
-            database.execute("COMMIT")
 
     @contextmanager
     def _errors_told(self) -> Generator[None]:
@@ -464,7 +467,9 @@ class SpoolFile:
             yield
         except (sqlite3.Error, OSError) as error:
             message = f"{self._directory / FILE_NAME}: {error}"
-            raise SpoolError(message) from error
+            # Its lowest byte says what is wrong, the others say more of it.
+            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            raise (SpoolBusy if is_busy else SpoolError)(message) from error
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:

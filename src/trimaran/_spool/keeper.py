@@ -6,24 +6,22 @@ Does not know: SQL, sending. A disk that fails costs durability, never an event.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 from msgspec.structs import replace
 
-from trimaran._aside import aside
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch, KeptBatch
 from trimaran._pipeline.ledger import DropReason, Ledger
-from trimaran._spool.values import AND, Evicted, SpoolError, hands_of
+from trimaran._spool.disk import Disk, RunBlocking
+from trimaran._spool.values import AND, Evicted, SpoolBusy, SpoolError, hands_of
 
 if TYPE_CHECKING:
     from trimaran._spool.file import SpoolFile
 
-__all__ = ["RunBlocking", "SpoolKeeper", "in_a_thread"]
-
-_Result = TypeVar("_Result")
+__all__ = ["SpoolKeeper"]
 
 CLOSE_GRACE = 0.1
 """Seconds that closing the file may take once everything else is over."""
@@ -33,34 +31,13 @@ _MOST_DECIDED = 8
 A process that is killed sends them again, with the same keys."""
 
 
-class RunBlocking(Protocol):
-    """Runs what blocks, aside: one call after the other, in the order in which they came."""
-
-    def __call__(self, call: Callable[[], _Result], /) -> Awaitable[_Result]:
-        """Run *call* and give what it returns. Cancelled, it is left to end by itself."""
-        ...
-
-
-def in_a_thread() -> RunBlocking:
-    """Runs calls in a thread, one after the other."""
-    limiter = trio.CapacityLimiter(1)
-
-    async def run(call: Callable[[], _Result], /) -> _Result:
-        return await aside(call, limiter=limiter)
-
-    return run
-
-
-async def _never(_call: Callable[[], _Result], /) -> _Result:
-    await trio.sleep_forever()
-
-
 class SpoolKeeper:
     """The spool of one telemetry.
 
     Args:
         file: the queue on disk.
         run: runs what blocks, aside.
+        now: a monotonic clock, in seconds.
         diagnostics: where a disk that fails is told.
         is_withdrawn: whether nothing may be sent any more; then nothing is put on disk either,
             and what is there goes as soon as that is noticed.
@@ -71,11 +48,12 @@ class SpoolKeeper:
         file: SpoolFile,
         *,
         run: RunBlocking,
+        now: Callable[[], float],
         diagnostics: Diagnostics,
         is_withdrawn: Callable[[], bool] = lambda: False,
     ) -> None:
         self._file = file
-        self._run = run
+        self._disk = Disk(run, now)
         self._diagnostics = diagnostics
         self._is_withdrawn = is_withdrawn
         self._kept: dict[str, KeptBatch] = {}
@@ -98,32 +76,12 @@ class SpoolKeeper:
             return list(batches)
         withdrawals = self._withdrawals
         decided = list(self._decided)
-        elsewhere: set[str] = set()
-
-        def put() -> None:
-            evicted: list[Evicted] = []
-            if self._withdrawals != withdrawals:
-                return
-            with self._file.together():
-                self._file.remove(decided)
-                for batch in batches:
-                    if self._file.is_elsewhere(batch.key):
-                        elsewhere.add(batch.key)
-                        continue
-                    evicted += self._file.put(
-                        batch.key,
-                        batch.body or b"",
-                        events=batch.events,
-                        reports=batch.reports,
-                        handed_by=batch.handed_by,
-                        parent_session_id=batch.parent_session_id,
-                        traceparent=batch.traceparent,
-                    )
-            self._evicted += evicted
-
         try:
-            await self._run(put)
+            elsewhere = await self._disk.do_soon(lambda: self._put(batches, decided, withdrawals))
         except SpoolError as error:
+            if isinstance(error, SpoolBusy) and error.is_under_way:
+                # They go on from memory, and are not to stay there should they come there yet.
+                self._decided.update(dict.fromkeys(batch.key for batch in batches))
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return list(batches)
         self._removed(decided)
@@ -142,6 +100,31 @@ class SpoolKeeper:
             replace(batch, kept=place) if place.is_on_disk else batch
             for batch, place in zip(batches, places, strict=True)
         ]
+
+    def _put(self, batches: Sequence[Batch], decided: Sequence[str], withdrawals: int) -> set[str]:
+        """Put *batches* on disk, and take those off whose fate was *decided*; beside the tasks.
+
+        Nothing is put if consent was withdrawn meanwhile. Gives the keys that are elsewhere.
+        """
+        evicted: list[Evicted] = []
+        elsewhere: set[str] = set()
+        with self._file.together():
+            self._file.remove(decided)
+            for batch in batches if self._withdrawals == withdrawals else ():
+                if self._file.is_elsewhere(batch.key):
+                    elsewhere.add(batch.key)
+                    continue
+                evicted += self._file.put(
+                    batch.key,
+                    batch.body or b"",
+                    events=batch.events,
+                    reports=batch.reports,
+                    handed_by=batch.handed_by,
+                    parent_session_id=batch.parent_session_id,
+                    traceparent=batch.traceparent,
+                )
+        self._evicted += evicted
+        return elsewhere
 
     @property
     def is_in_use(self) -> bool:
@@ -168,7 +151,7 @@ class SpoolKeeper:
 
     async def _read(self, key: str, kept: KeptBatch) -> bytes | None:
         try:
-            body = await self._run(lambda: self._file.read(key))
+            body = await self._disk.do(lambda: self._file.read(key))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return None
@@ -189,7 +172,7 @@ class SpoolKeeper:
             (part.key, part.body or b"", part.events, part.reports) for part in (first, second)
         ]
         try:
-            was_there = await self._run(lambda: self._file.split(whole.key, halves))
+            was_there = await self._disk.do_soon(lambda: self._file.split(whole.key, halves))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return first, second
@@ -223,7 +206,7 @@ class SpoolKeeper:
             return
         decided = list(self._decided)
         try:
-            await self._run(lambda: self._file.remove(decided))
+            await self._disk.do_soon(lambda: self._file.remove(decided))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
         else:
@@ -233,7 +216,7 @@ class SpoolKeeper:
         """What dead processes left, as batches in *ledger*; in the order it was put."""
         withdrawals = self._withdrawals
         try:
-            taken, too_old = await self._run(self._file.take_over)
+            taken, too_old = await self._disk.do(self._file.take_over)
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return []
@@ -297,7 +280,7 @@ class SpoolKeeper:
 
         if keys and not_theirs():
             try:
-                await self._run(lambda: self._file.also_handed_by(handed_by, keys))
+                await self._disk.do_soon(lambda: self._file.also_handed_by(handed_by, keys))
             except SpoolError as error:
                 self._diagnostics.warn("telemetry spool failed", error=str(error))
                 return False
@@ -318,7 +301,7 @@ class SpoolKeeper:
 
     async def _withdraw(self, handed_by: str | None) -> bool:
         try:
-            await self._run(lambda: self._file.withdraw(handed_by))
+            await self._disk.do(lambda: self._file.withdraw(handed_by))
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return False
@@ -326,7 +309,7 @@ class SpoolKeeper:
 
     def forked(self) -> None:
         """This is a forked child's copy: what is on disk is the parent's."""
-        self._run = _never
+        self._disk.forked()
         self._file.forked()
 
     async def aclose(self) -> None:
@@ -351,7 +334,7 @@ class SpoolKeeper:
 
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
             try:
-                await self._run(close)
+                await self._disk.do(close)
             except SpoolError as error:
                 self._diagnostics.warn("telemetry spool failed", error=str(error))
         self._book()

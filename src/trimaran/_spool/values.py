@@ -25,6 +25,7 @@ __all__ = [
     "Binding",
     "Evicted",
     "Kept",
+    "SpoolBusy",
     "SpoolError",
     "SpooledRow",
     "account_in",
@@ -113,6 +114,19 @@ def hands_of(handed_by: str) -> list[str]:
 
 class SpoolError(Exception):
     """The spool cannot be used; the message says where, why and what to do."""
+
+
+class SpoolBusy(SpoolError):
+    """It cannot be used for now: somebody else writes there, or it takes too long.
+
+    Args:
+        message: as in the others.
+        is_under_way: whether what was wanted may be done all the same, later.
+    """
+
+    def __init__(self, message: str, *, is_under_way: bool = False) -> None:
+        super().__init__(message)
+        self.is_under_way: bool = is_under_way
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):

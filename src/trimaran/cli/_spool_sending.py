@@ -22,7 +22,7 @@ from trimaran._decision import Decision, switch_name
 from trimaran._pipeline.ledger import Statistics
 from trimaran._settings import Settings, Spool
 from trimaran._spool.browser import SpoolBrowser
-from trimaran._spool.keeper import in_a_thread
+from trimaran._spool.disk import in_a_thread
 from trimaran._spool.values import SpooledRow, SpoolError, bound_to, worked_out
 from trimaran._telemetry import Telemetry, open_telemetry, random_id
 from trimaran.cli._errors import FAILED, Failure
