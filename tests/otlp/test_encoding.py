@@ -212,6 +212,25 @@ def test_the_message_of_a_status_in_json() -> None:
     assert json_form.partial_success(b'{"partialSuccess":{"rejectedSpans":"x"}}') == (0, "")
 
 
+@pytest.mark.parametrize("value", ["text", 1])
+def test_attributes_are_remembered_to_a_bound(
+    value: Value, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, each goes out as it is, also those that were forgotten."""
+    monkeypatch.setattr("trimaran.otlp.protobuf._MOST_KNOWN", 2)
+    attributes = {f"a{number}": value for number in range(5)}
+    span = Span("x", "a" * 32, "b" * 16, "", "x", Kind.CLIENT, 1, 2, {}, attributes)
+    form = Protobuf()
+
+    for _ in range(2):
+        read = ExportTraceServiceRequest.FromString(form.traces([], ("t", "1", "m"), [span]))
+        [written] = read.resource_spans[0].scope_spans[0].spans
+        names = [attribute.key for attribute in written.attributes]
+        assert names == [*attributes]
+    assert len(form._texts) <= 2
+    assert len(form._others) <= 2
+
+
 def test_an_answer_in_json_is_read_whatever_was_asked_in() -> None:
     """Gateways answer in it: what is refused counts, and the message is told."""
     partly = b' {"partialSuccess":{"rejectedSpans":"3","errorMessage":"no room"}}'
