@@ -28,7 +28,13 @@ from trimaran._settings import Settings, Spool
 from trimaran._shared import Route
 from trimaran._spool.disk import RunBlocking, in_a_thread
 from trimaran._spool.keeper import SpoolKeeper
-from trimaran._spool.values import Binding, bound_to, destination_of, given_destination
+from trimaran._spool.values import (
+    Binding,
+    SpoolError,
+    bound_to,
+    destination_of,
+    given_destination,
+)
 from trimaran._transport import Transport, blueprint_of, wants_spans
 
 if TYPE_CHECKING:
@@ -152,14 +158,9 @@ def _route(
     ahead = beside = None
     if host.settings.relay is not False:
         introduction = _introduction(name, transport, binding, tokens)
-        if introduction is not None:
-            relayed = _relayed(endpoint, introduction, consent, host)
+        relayed = _relayed(endpoint, introduction, consent, host)
+        if relayed is not None:
             endpoint, ahead, beside = relayed, relayed.hand_over, relayed.run
-        else:
-            # What the host's own transport does with a batch is not known: it may keep it.
-            host.diagnostics.warn(
-                "telemetry relay not available", reason="the transport is the host's own"
-            )
     return Route(
         name=name,
         endpoint=endpoint,
@@ -214,24 +215,32 @@ def _introduction(
 
 def _relayed(
     endpoint: WayOut,
-    introduction: _Introduction,
+    introduction: _Introduction | None,
     consent: Consent,
     host: Host,
-) -> RelayedWayOut:
-    """The way out through a relay. Starts none yet."""
+) -> RelayedWayOut | None:
+    """The way out through a relay; None where there can be none, which is told. Starts none yet."""
     from trimaran._relay.way_out import relayed  # noqa: PLC0415 - sqlite3
 
-    destination, tokens = introduction
-    return relayed(
-        endpoint,
-        app=host.app,
-        settings=host.settings,
-        agent=host.new_id(),
-        destination=destination,
-        tokens=tokens,
-        consent=consent,
-        diagnostics=host.diagnostics,
-    )
+    # What the host's own transport does with a batch is not known: it may keep it.
+    reason = "the transport is the host's own"
+    if introduction is not None:
+        destination, tokens = introduction
+        try:
+            return relayed(
+                endpoint,
+                app=host.app,
+                settings=host.settings,
+                agent=host.new_id(),
+                destination=destination,
+                tokens=tokens,
+                consent=consent,
+                diagnostics=host.diagnostics,
+            )
+        except (SpoolError, OSError) as error:
+            reason = str(error)
+    host.diagnostics.warn("telemetry relay not available", reason=reason)
+    return None
 
 
 def consent_to(decision: Decision, account: Account | None, host: Host) -> Consent:
@@ -257,7 +266,8 @@ def consent_of(provider: AccountProvider | None, account: Account | None, host: 
 def _spool_keeper(
     binding: Binding, folder: str | None, consent: Consent, host: Host
 ) -> SpoolKeeper | None:
-    """None where nothing is to be written to disk. Opens nothing yet.
+    """None where nothing is to be written to disk, or there is no place for it, which is told.
+    Opens nothing yet.
 
     A *folder* of its own keeps a destination's batches, and the room that they take, apart.
     """
@@ -266,7 +276,11 @@ def _spool_keeper(
     from trimaran._spool.file import SpoolFile, spool_directory  # noqa: PLC0415 - sqlite3
 
     spool = Spool() if host.settings.spool is True else host.settings.spool
-    directory = spool_directory(host.app, spool)
+    try:
+        directory = spool_directory(host.app, spool)
+    except SpoolError as error:
+        host.diagnostics.warn("telemetry spool failed", error=str(error))
+        return None
     return SpoolKeeper(
         SpoolFile(
             directory if folder is None else directory / folder,

@@ -9,10 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
-
 from trimaran._settings import Relay, Settings
-from trimaran._spool.file import make_private
+from trimaran._spool.file import make_private, state_directory
 from trimaran._spool.lock import OwnerLock, holder, lives
 
 __all__ = ["RelayPlace", "relay_of"]
@@ -23,7 +21,11 @@ _ADDRESS = "relay.at"
 
 
 def relay_of(app: str, settings: Settings) -> Relay | None:
-    """The relay that *settings* ask for, with its directory; None for none."""
+    """The relay that *settings* ask for, with its directory; None for none.
+
+    Raises:
+        SpoolError: it has no directory; see :func:`state_directory`.
+    """
     chosen = settings.relay
     if chosen is False:
         return None
@@ -32,9 +34,8 @@ def relay_of(app: str, settings: Settings) -> Relay | None:
     relay = Relay() if chosen is True else chosen
     if relay.directory is not None:
         return relay
-    directory = platformdirs.user_state_path(app, appauthor=False) / "relay"
     return Relay(
-        directory=str(directory),
+        directory=str(state_directory(app) / "relay"),
         idle_timeout=relay.idle_timeout,
         most_bytes=relay.most_bytes,
         most_seconds=relay.most_seconds,

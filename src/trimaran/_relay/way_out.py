@@ -152,6 +152,10 @@ def relayed(
     """The way out through the relay that *settings* ask for. Starts none yet.
 
     For *destination* and *tokens* see :class:`RelayClient`.
+
+    Raises:
+        SpoolError: there is no directory for it; see :func:`relay_of`.
+        OSError: its directory is in the current one, which is gone.
     """
     relay = relay_of(app, settings)
     assert relay is not None

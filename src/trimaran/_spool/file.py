@@ -35,6 +35,7 @@ __all__ = [
     "known_version",
     "make_private",
     "spool_directory",
+    "state_directory",
 ]
 
 BUSY_TIMEOUT = 1.0
@@ -86,10 +87,30 @@ SCHEMA_VERSION = len(_VERSIONS)
 
 
 def spool_directory(app: str, spool: Spool) -> Path:
-    """Where an app's spool lies: as set, or in the user's state directory."""
+    """Where an app's spool lies: as set, or in the user's state directory.
+
+    Raises:
+        SpoolError: there is none, and nothing is set.
+    """
     if spool.directory is not None:
         return Path(spool.directory)
-    return platformdirs.user_state_path(app, appauthor=False) / "telemetry"
+    return state_directory(app) / "telemetry"
+
+
+def state_directory(app: str) -> Path:
+    """The state directory that the user has for *app*; it need not be there.
+
+    Raises:
+        SpoolError: the user has none, as in a container that knows nobody of that uid.
+    """
+    try:
+        directory = platformdirs.user_state_path(app, appauthor=False)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise SpoolError(f"{error}; say which directory to use") from None
+    # What there is of a home directory that could not be found would begin in the current one.
+    if not directory.is_absolute():
+        raise SpoolError(f"{directory} is not an absolute path; say which directory to use")
+    return directory
 
 
 def known_version(database: sqlite3.Connection, path: Path) -> int:

@@ -28,7 +28,7 @@ from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.values import SpoolError
 from trimaran.cli._errors import FAILED, Failure
 from trimaran.cli._options import app_option, check_directory
-from trimaran.cli._spool_sending import counted
+from trimaran.cli._spool_sending import counted, failures_told
 from trimaran.cli._terminal import console, dropped, new_table, printable, say, tell_diagnostics
 from trimaran.cli.spool import age_of
 
@@ -243,7 +243,8 @@ async def _patiently(work: Callable[[], Awaitable[_Result]]) -> _Result | None:
 
 def _orders(app: str, directory: str | None) -> Orders:
     settings = Settings(relay=Relay(directory=directory))
-    chosen = relay_of(app, settings)
+    with failures_told():
+        chosen = relay_of(app, settings)
     assert chosen is not None
     return orders_of(chosen, settings)
 

@@ -229,4 +229,5 @@ def age_of(seconds: float) -> str:
 
 
 def _place(app: str, directory: str | None) -> Path:
-    return spool_directory(app, Spool(directory=directory))
+    with failures_told():
+        return spool_directory(app, Spool(directory=directory))
