@@ -203,9 +203,9 @@ def test_a_strange_destination_is_none(destination: str) -> None:
 
 
 def test_a_destination_says_where_batches_go() -> None:
-    """An account may have no e-mail address, or one with a space in it."""
+    """An account may have no e-mail address, but for what stands there; or one with a space."""
     for destination in (
-        "authenticated https://x.test",
+        "authenticated https://x.test account:0f",
         "authenticated https://x.test Ann B <a@b>",
         "anonymous https://x.test",
     ):
