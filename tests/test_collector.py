@@ -53,8 +53,8 @@ class Stage:
         self.redactor = Redactor("/home/ada") if redactor is None else redactor
         self.tools = ToolSequence()
         self.dropped: list[tuple[Entry, DropReason]] = []
-        self.bugs: list[Exception] = []
-        self.tell_bug: Callable[[Exception], None] = self.bugs.append
+        self.bugs: list[BaseException] = []
+        self.tell_bug: Callable[[BaseException], None] = self.bugs.append
         self.put, receive = trio.open_memory_channel[Chunk](math.inf)
         send, self.get = trio.open_memory_channel[Chunk](math.inf)
         self._ends = receive, send
@@ -217,7 +217,7 @@ async def test_a_bug_may_end_the_stage() -> None:
     """Where whoever is told of it raises, as in tests, that comes out; both ends are closed."""
     stage = Stage(Sieve(RuntimeError("a bug of ours")))
 
-    def tell(bug: Exception) -> None:
+    def tell(bug: BaseException) -> None:
         raise bug
 
     stage.tell_bug = tell
@@ -230,11 +230,27 @@ async def test_a_bug_may_end_the_stage() -> None:
         await stage.get.receive()
 
 
-async def test_what_is_no_exception_is_not_held_up() -> None:
-    """Ctrl-C in the middle of masking is nobody's bug."""
-    stage = Stage(Sieve(KeyboardInterrupt()))
+class Panic(BaseException):
+    """What an extension raises where it must not go on."""
 
-    with pytest.raises(KeyboardInterrupt):
+
+async def test_what_is_no_exception_costs_one_event_too() -> None:
+    """It is whatever a class of the host's raises."""
+    bug = Panic()
+    stage = Stage(Sieve(bug))
+
+    [event] = await stage.through(Note(text="fail"), Note(text="1"))
+
+    assert event == Note(text="1")
+    assert stage.bugs == [bug]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+async def test_what_ends_a_program_is_not_held_up(stop: type[BaseException]) -> None:
+    """Ctrl-C in the middle of masking is nobody's bug."""
+    stage = Stage(Sieve(stop()))
+
+    with pytest.raises(stop):
         await stage.through(Note(text="fail"))
 
     assert stage.bugs == []

@@ -40,6 +40,10 @@ class LeakError(Exception):
     """Raised by whatever a value must not be asked for."""
 
 
+class Panic(BaseException):
+    """The same, and no ``Exception``: what an extension written in Rust raises is none."""
+
+
 class Hostile:
     """Raises for whatever it is asked."""
 
@@ -101,24 +105,24 @@ class HostileDict(dict[str, int]):
     """A dict whose ways in are closed, as a subclass may do."""
 
     def __iter__(self) -> Iterator[str]:
-        raise LeakError
+        raise Panic
 
     def items(self) -> NoReturn:
         """Fail."""
-        raise LeakError
+        raise Panic
 
     def __len__(self) -> int:
-        raise LeakError
+        raise Panic
 
 
 class HostileList(list[int]):
     """A list whose ways in are closed."""
 
     def __iter__(self) -> Iterator[int]:
-        raise LeakError
+        raise Panic
 
     def __len__(self) -> int:
-        raise LeakError
+        raise Panic
 
 
 class HostileStr(str):
@@ -127,51 +131,51 @@ class HostileStr(str):
     __slots__ = ()
 
     def __str__(self) -> str:
-        raise LeakError
+        raise Panic
 
     def __len__(self) -> int:
-        raise LeakError
+        raise Panic
 
     def encode(self, encoding: str = "", errors: str = "") -> bytes:
         """Fail."""
-        raise LeakError
+        raise Panic
 
 
 class HostileInt(int):
     """A number that raises where numbers do not."""
 
     def __index__(self) -> int:
-        raise LeakError
+        raise Panic
 
     def __str__(self) -> str:
-        raise LeakError
+        raise Panic
 
     def __lt__(self, other: int) -> bool:
-        raise LeakError
+        raise Panic
 
 
 class HostileFloat(float):
     """A number that raises where numbers do not."""
 
     def __pos__(self) -> float:
-        raise LeakError
+        raise Panic
 
     def __float__(self) -> float:
-        raise LeakError
+        raise Panic
 
 
 class HostileError(Exception):
     """An exception with no text."""
 
     def __str__(self) -> str:
-        raise LeakError
+        raise Panic
 
 
 class HostileMapping(Mapping[str, int]):
     """A mapping that holds less than it says."""
 
     def __getitem__(self, key: str) -> int:
-        raise LeakError
+        raise Panic
 
     def __iter__(self) -> Iterator[str]:
         return iter("ab")
@@ -212,7 +216,7 @@ class BadModel:
 
     def model_dump(self) -> NoReturn:
         """Fail."""
-        raise LeakError
+        raise Panic
 
 
 class SelfModel:
@@ -296,7 +300,7 @@ class BadZone(dt.tzinfo):
 
     def utcoffset(self, when: dt.datetime | None, /) -> NoReturn:
         """Fail."""
-        raise LeakError
+        raise Panic
 
     def dst(self, when: dt.datetime | None, /) -> None:
         """None is known."""
@@ -753,15 +757,36 @@ def test_little_stack_left() -> None:
     assert_plain(forms)
 
 
+class StoppedError(Exception):
+    """An exception that is stopped while it says what it is."""
+
+    def __init__(self, stop: BaseException) -> None:
+        super().__init__()
+        self.stop = stop
+
+    def __str__(self) -> str:
+        raise self.stop
+
+
 class Interrupting:
     """A model that is stopped while it is dumped."""
 
+    def __init__(self, stop: BaseException) -> None:
+        self.stop = stop
+
     def model_dump(self) -> NoReturn:
         """Stop."""
-        raise KeyboardInterrupt
+        raise self.stop
 
 
-def test_interrupt_goes_through() -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_interrupt_goes_through(stop: type[BaseException]) -> None:
     """What stops a program is not taken for a value's fault."""
-    with pytest.raises(KeyboardInterrupt):
-        jsonable([Interrupting()])
+    with pytest.raises(stop):
+        jsonable([Interrupting(stop())])
+    with pytest.raises(stop):
+        jsonable([StoppedError(stop())])
+    with pytest.raises(stop):
+        encode(Odd(value=Interrupting(stop())))
+    with pytest.raises(stop):
+        encode_value([Interrupting(stop())])

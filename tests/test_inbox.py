@@ -120,6 +120,10 @@ async def test_an_event_says_what_it_said_in_its_thread() -> None:
     assert bytes(entry.event.value) == b'["then"]'
 
 
+class Panic(BaseException):
+    """What an extension raises where it must not go on."""
+
+
 class Unlistable(trimaran.Event, frozen=True):
     """An event of a class that fails where it should say which texts may be cut."""
 
@@ -127,11 +131,44 @@ class Unlistable(trimaran.Event, frozen=True):
     cut_fields: ClassVar[Any] = type("Never", (), {"__contains__": lambda *_: 1 / 0})()
 
 
+def panic(*_asked: object) -> Any:
+    """Fail in a way that is no ``Exception``."""
+    raise Panic
+
+
+class Panicking(trimaran.Event, frozen=True):
+    """An event whose class fails in such a way."""
+
+    value: Any = None
+    cut_fields: ClassVar[Any] = type("Never", (), {"__contains__": panic})()
+    urgent: ClassVar[Any] = type("Never", (), {"__bool__": panic})()
+
+
+class Interrupted(trimaran.Event, frozen=True):
+    """An event whose class ends the program."""
+
+    value: Any = None
+    cut_fields: ClassVar[Any] = type("Never", (), {"__contains__": lambda *_: sys.exit()})()
+
+
+async def test_what_ends_the_program_does_so() -> None:
+    """The event was not taken, then."""
+    side = Side()
+
+    with pytest.raises(SystemExit):
+        side.inbox.put(Interrupted(value=[]), 0.0)
+
+    side.inbox.empty()
+    assert side.ledger.tracked == 0
+
+
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
         (Anything(value=["x" * 100_000]), DropReason.TOO_LARGE),
         (Unlistable(value=[]), DropReason.BUG),
+        (Panicking(value=[]), DropReason.BUG),
+        (Panicking(), DropReason.BUG),
         ("no event", DropReason.ENCODE_ERROR),
     ],
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import structlog
@@ -365,6 +366,95 @@ class Strange(trimaran.Event, frozen=True):
     """An event of a host that checks nothing."""
 
     value: object
+
+
+class Panic(BaseException):
+    """What an extension raises where it must not go on: no ``Exception``."""
+
+
+class PanickingModel:
+    """A model that cannot be dumped."""
+
+    def model_dump(self) -> object:
+        """Fail."""
+        raise Panic
+
+
+class PanickingError(Exception):
+    """An exception that cannot be asked for its text."""
+
+    def __str__(self) -> str:
+        raise Panic
+
+
+class PanickingEvent(trimaran.Event, frozen=True):
+    """An event whose class fails when it is asked."""
+
+    urgent: ClassVar[Any] = type(
+        "Never", (), {"__bool__": lambda _: PanickingModel().model_dump()}
+    )()
+
+
+async def test_a_panic_in_a_value_costs_the_value_only() -> None:
+    """The agent goes on, an exception of its own comes out as itself, and so does the next event."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        session.track(Strange(value=PanickingModel()))
+        session.command(PanickingModel())  # type: ignore[arg-type]
+        session.error(PanickingError(), context="c")
+        session.error("e", context=PanickingModel())  # type: ignore[arg-type]
+        with pytest.raises(PanickingError), session.tool_call("bash"):
+            raise PanickingError
+        await session.send(Strange(value=[PanickingModel()]))
+
+    assert not session.statistics().dropped
+    assert [event.value for event in capture.events(Strange)] == [
+        "<PanickingModel>",
+        ["<PanickingModel>"],
+    ]
+    assert [event.error_message for event in capture.events(trimaran.ErrorEvent)] == ["", "e"]
+    assert [event.error for event in capture.events(trimaran.ToolCall)] == ["PanickingError"]
+
+
+async def test_a_panic_in_the_class_of_an_event_costs_that_event() -> None:
+    """From the session's thread and from others; the books are right, and other sessions whole."""
+    transport = ScriptedTransport()
+    async with (
+        trimaran.open_telemetry(
+            "app", environ={"APP_TELEMETRY_URL": "https://app.invalid"}, transport=transport
+        ) as telemetry,
+        telemetry.session() as session,
+        telemetry.session() as other,
+    ):
+        session.track(PanickingEvent())
+        await session.send(PanickingEvent())
+        await trio.to_thread.run_sync(session.track, PanickingEvent())
+        session.command("after")
+        other.command("untouched")
+
+    books = session.statistics()
+    assert (books.tracked, books.delivered, books.dropped) == (6, 3, {"bug": 3})
+    assert (other.statistics().delivered, other.statistics().dropped) == (3, {})
+
+
+class EndingEvent(trimaran.Event, frozen=True):
+    """An event whose class ends the program."""
+
+    urgent: ClassVar[Any] = type("Never", (), {"__bool__": lambda _: sys.exit()})()
+
+
+async def test_what_ends_a_program_goes_through() -> None:
+    """As where a signal's handler raises it while an event is taken; the books are right."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        with pytest.raises(SystemExit):
+            session.track(EndingEvent())
+        with pytest.raises(SystemExit):
+            await session.send(EndingEvent())
+        session.command("after")
+
+    books = session.statistics()
+    assert (books.tracked, books.delivered, books.dropped) == (4, 3, {"bug": 1})
 
 
 @pytest.mark.parametrize(

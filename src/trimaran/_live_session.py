@@ -28,6 +28,7 @@ from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
 from trimaran._open_blocks import OpenBlocks, WatchedBlock
 from trimaran._pipeline.collector import ToolSequence, collect
+from trimaran._pipeline.encoder import STOPS
 from trimaran._pipeline.entry import Entry
 from trimaran._pipeline.inbox import Inbox
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
@@ -165,13 +166,18 @@ class LiveSession(Session):
         if threading.get_ident() == self._thread:
             try:
                 self._mailbox.put(event, None, place)
-            except Exception as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
+            except STOPS:
+                self.ledger.drop(DropReason.BUG)
+                raise
+            except BaseException as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
                 self.ledger.drop(DropReason.BUG)
                 self._tell_bug(bug)
             return
         try:
             now = self._wall_clock()
-        except Exception:  # noqa: BLE001 - a clock is the host's own code
+        except STOPS:
+            raise
+        except BaseException:  # noqa: BLE001 - a clock is the host's own code
             self._inbox.lose(DropReason.BUG)
         else:
             self._inbox.put(event, now, place)
@@ -184,7 +190,9 @@ class LiveSession(Session):
         try:
             if not self._mailbox.put_if_room(event, None, place):
                 await self._mailbox.put_when_room(event, None, place)
-        except Exception as bug:  # noqa: BLE001 - as in track(); the event is in no book yet
+        except STOPS:
+            raise
+        except BaseException as bug:  # noqa: BLE001 - as in track(); the event is in no book yet
             self.ledger.track()
             self.ledger.drop(DropReason.BUG)
             self._tell_bug(bug)
@@ -464,7 +472,7 @@ class LiveSession(Session):
                 Dropped(session_id=self.id, destination=name, reason=reason, count=count)
             )
 
-    def _tell_bug(self, bug: Exception, voice: Diagnostics | None = None) -> None:
+    def _tell_bug(self, bug: BaseException, voice: Diagnostics | None = None) -> None:
         """Log *bug*, by the *voice* of a destination perhaps; where settings are strict, raise it."""
         (voice or self._diagnostics).warn("telemetry failed", error=_kinds(bug))
         if self._settings.strict:

@@ -25,7 +25,7 @@ from trimaran._events import (
     tool_type_of,
 )
 from trimaran._pipeline.collector import ToolSequence
-from trimaran._pipeline.encoder import class_name, inherits
+from trimaran._pipeline.encoder import STOPS, class_name, inherits
 from trimaran._spans import Place
 
 __all__ = [
@@ -69,7 +69,9 @@ def message_of(error: BaseException) -> str:
     try:
         # An exact str, since a subclass may fail later, where it is put together with others.
         return str.__str__(str(error))[:_TEXT_WINDOW]
-    except Exception:  # noqa: BLE001 - an exception's __str__ is anybody's code
+    except STOPS:
+        raise
+    except BaseException:  # noqa: BLE001 - an exception's __str__ is anybody's code
         return ""
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from trimaran._events import BUILT_IN_EVENTS, ErrorEvent, Event
-from trimaran._pipeline.encoder import class_name
+from trimaran._pipeline.encoder import STOPS, class_name
 from trimaran._recording import message_of
 from trimaran._session import SILENT, current_session
 
@@ -79,7 +79,9 @@ class TelemetryProcessor:
                     values.setdefault("error_name", class_name(type(error)))
                     values.setdefault("error_message", message_of(error))
             return msgspec.convert(values, kind, strict=False)
-        except Exception:  # noqa: BLE001 - a record may hold anything
+        except STOPS:
+            raise
+        except BaseException:  # noqa: BLE001 - a record may hold anything
             # No event: the session counts it as one that could not be encoded.
             return cast("Event", values)
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from trio.abc import ReceiveChannel, SendChannel
 
 from trimaran._events import Event, Generation, SessionEnd, Tokens, ToolCall, tool_type_of
+from trimaran._pipeline.encoder import STOPS
 from trimaran._pipeline.entry import Chunk, Entry
 from trimaran._pipeline.ledger import DropReason
 from trimaran._pipeline.redact import Redactor
@@ -91,7 +92,7 @@ async def collect(
     redactor: Redactor,
     tools: ToolSequence,
     drop: Callable[[Entry, DropReason], None],
-    tell_bug: Callable[[Exception], None],
+    tell_bug: Callable[[BaseException], None],
 ) -> None:
     """Run the stage until its input ends; both its ends are closed then.
 
@@ -113,7 +114,9 @@ async def collect(
             try:
                 complete = _completed(event, totals, tools)
                 masked = redactor.redact(complete)
-            except Exception as bug:  # noqa: BLE001 - it must cost one event, no more
+            except STOPS:
+                raise
+            except BaseException as bug:  # noqa: BLE001 - it must cost one event, no more
                 tell_bug(bug)
                 drop(entry, DropReason.BUG)
                 continue

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
+import trio
 
 from trimaran._events import Event
 
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_NODES",
     "MAX_TEXT",
+    "STOPS",
     "EncodeError",
     "JsonValue",
     "class_name",
@@ -43,6 +45,13 @@ __all__ = [
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 
 UNSET = msgspec.UNSET
+
+STOPS: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, trio.Cancelled)
+"""What ends a program or a task, and goes through wherever code of the host's is asked for
+something; also a signal's handler may raise it there. All else that such code raises costs
+only what it was asked for, and not all of it is an ``Exception``: a panic in an extension that
+is written in Rust is none.
+"""
 
 MAX_DEPTH = 64
 """Containers inside each other; msgspec and most parsers take more, people do not."""
@@ -96,7 +105,7 @@ def encode_fast(event: Event) -> bytes | None:
     """
     try:
         encoded = _encode(event)
-    except Exception:  # noqa: BLE001 - a field may hold an object that raises anything
+    except Exception:  # noqa: BLE001 - msgspec's own: no code of a value's comes out of it
         return None
     # A host's class may be declared to be an array, or to have another tag or none.
     return encoded if encoded[:8] == b'{"type":' else None
@@ -118,7 +127,7 @@ def encoded_part(value: object) -> msgspec.Raw:
 
 
 def jsonable(value: object) -> JsonValue:
-    """The JSON form of any Python value; never raises an ``Exception``.
+    """The JSON form of any Python value; raises nothing but :data:`STOPS`.
 
     At most 64 containers deep, 10,000 values and 1 Mi characters of text; what is beyond,
     and cycles, become markers like ``<too deep>``. NaN and infinities become None,
@@ -162,7 +171,9 @@ class _Conversion:
             if value is None or value is UNSET:
                 return None
             return self._convert_other(value, kind, depth)
-        except Exception:  # noqa: BLE001 - whatever its class does, a value costs only itself
+        except STOPS:
+            raise
+        except BaseException:  # noqa: BLE001 - whatever its class does, a value costs only itself
             return _class_marker(value)
 
     def _text(self, text: str) -> str:
@@ -286,7 +297,9 @@ def _exception_text(error: BaseException) -> str:
     try:
         whole = len(plain) == len(error.args)
         message = str(error) if whole else ", ".join(map(str, plain))
-    except Exception:  # noqa: BLE001 - its own text may fail as any other code does
+    except STOPS:
+        raise
+    except BaseException:  # noqa: BLE001 - its own text may fail as any other code does
         message = ""
     return f"{name}: {message}" if message else name
 

@@ -18,6 +18,7 @@ import trio
 from msgspec.structs import replace
 
 from trimaran._events import Event
+from trimaran._pipeline.encoder import STOPS
 from trimaran._pipeline.ledger import DropReason, Ledger, Statistics
 from trimaran._pipeline.mailbox import Mailbox
 from trimaran._pipeline.settled import TooLarge, settled
@@ -85,7 +86,9 @@ class Inbox:
                 event = settled(event, self._mailbox.event_bytes)
         except TooLarge:
             self._refuse(DropReason.TOO_LARGE)
-        except Exception:  # noqa: BLE001 - its class is the host's own code
+        except STOPS:
+            raise
+        except BaseException:  # noqa: BLE001 - its class is the host's own code
             self._refuse(DropReason.BUG)
         else:
             self._events.append((event, time, place))
@@ -152,7 +155,7 @@ class Inbox:
                 break
             try:
                 self._mailbox.put(event, time, place)
-            except Exception:  # noqa: BLE001 - raised here, it would end the whole trio run
+            except BaseException:  # noqa: BLE001 - raised here, it would end the whole trio run
                 self._ledger.drop(DropReason.BUG)
         for reason, count in self._take_refused().items():
             self._ledger.track(count)

@@ -183,9 +183,9 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             or budget.used + entry.size > budget.limit
         ):
             return False
+        self._append(entry)  # before it is in the books: the event's class may fail there
         ledger.tracked += 1
         ledger.pending += 1
-        self._append(entry)
         return True
 
     async def put_when_room(
