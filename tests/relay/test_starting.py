@@ -196,6 +196,76 @@ def test_a_relay_is_started_without_what_is_its_agents_own(
     assert environ["HTTPS_PROXY"] == "http://proxy.test"
 
 
+async def test_an_agent_meets_its_relay_before_it_has_anything_to_say(
+    tmp_path: Path, nursery: trio.Nursery, endpoint: LoopbackEndpoint
+) -> None:
+    """It starts one with its telemetry, in the background: there is none to wait for later."""
+    relayed, started = Relayed(tmp_path / "relay", nursery), trio.Event()
+
+    def start(_orders: Orders) -> bool:
+        trio.from_thread.run_sync(started.set)
+        return True
+
+    async with relayed.agent(endpoint.url, starts=start):
+        with trio.fail_after(PATIENCE):
+            await started.wait()
+            await relayed.start()
+            while (await relayed.report()).agents == 0:  # noqa: ASYNC110 - the relay is asked
+                await trio.sleep(0.01)
+
+    assert endpoint.requests == []
+
+
+async def test_nobody_waits_for_a_relay_that_has_nothing_to_take(
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    endpoint: LoopbackEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The agent leaves while it is still looked for; that none can be had is told with the
+    first batch that wants one.
+    """
+    monkeypatch.setattr("trimaran._relay.client.PATIENCE", 100 * PATIENCE)
+    relayed, asked = Relayed(tmp_path / "relay", nursery), trio.Event()
+
+    def start(_orders: Orders) -> bool:
+        trio.from_thread.run_sync(asked.set)
+        return False
+
+    def fail(_orders: Orders) -> bool:
+        raise LaunchError("there is no room")
+
+    with trio.fail_after(PATIENCE):
+        async with relayed.agent(endpoint.url, starts=start, drain_timeout=100 * PATIENCE):
+            await asked.wait()
+
+    problems: list[trimaran.Problem] = []
+    async with relayed.agent(endpoint.url, starts=fail, problems=problems) as telemetry:
+        await trio.sleep(0.1)
+        assert problems == []
+        books = await say(telemetry, "s")
+    assert books.delivered == 1
+    assert [problem.facts["reason"] for problem in problems] == ["there is no room"]
+
+
+async def test_without_consent_no_relay_is_started(
+    tmp_path: Path, nursery: trio.Nursery, endpoint: LoopbackEndpoint
+) -> None:
+    """Neither with the telemetry nor with an event."""
+    relayed, starts = Relayed(tmp_path / "relay", nursery), list[Orders]()
+
+    def start(orders: Orders) -> bool:
+        starts.append(orders)
+        return False
+
+    async with relayed.agent(endpoint.url, starts=start, consent=lambda: False) as telemetry:
+        await trio.sleep(0.1)
+        books = await say(telemetry, "s")
+
+    assert books.dropped == {"consent_withdrawn": 1}
+    assert starts == []
+
+
 async def test_a_relay_that_ends_while_it_is_looked_at_is_none(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:

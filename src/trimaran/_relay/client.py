@@ -8,8 +8,8 @@ Does not know: where batches come from, what becomes of one that is not taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import trio
@@ -124,6 +124,16 @@ class RelayClient:
         self._has_handed_over = False
         self._is_closed = False
 
+    @trio.lowlevel.enable_ki_protection
+    async def meet(self) -> None:
+        """Have a relay at hand before there is a batch for it: to start one takes longer than an
+        agent should take to leave. Where none is to be had, that is told with the first batch.
+        """
+        with suppress(ConsentWithdrawn, RelayUnavailable):
+            await self._consent.require()
+            with self._in_time():
+                await self._channel_or_new()
+
     async def hand_over(self, batches: Sequence[HandedBatch]) -> None:
         """Return when *batches* are on the relay's disk, all of them.
 
@@ -184,28 +194,37 @@ class RelayClient:
                 end.let_go()
 
     async def _ask(self, message: Message) -> None:
+        with self._in_time():
+            while not self._is_closed:
+                channel = await self._channel_or_new()
+                # Whoever asked before may have waited for long, and over several relays.
+                if isinstance(message, Batches) and self._consent.is_withdrawn:
+                    raise ConsentWithdrawn
+                try:
+                    answer = answer_from(await channel.ask(encoded(message)))
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._drop(channel)
+                else:
+                    if isinstance(answer, Taken):
+                        return
+                    raise self._unavailable(_reason_of(answer))
+            raise RelayUnavailable("this agent has hung up")
+
+    @contextmanager
+    def _in_time(self) -> Generator[None]:
+        """A block that waits for a relay. Raises RelayUnavailable for all that is wrong with it."""
         if trio.current_time() < self._unavailable_until:
             raise RelayUnavailable(self._unavailable_because)
         with trio.move_on_at(min(trio.current_time() + PATIENCE, self._latest)) as scope:
             self._waiting.add(scope)
             try:
-                while not self._is_closed:
-                    channel = await self._channel_or_new()
-                    # Whoever asked before may have waited for long, and over several relays.
-                    if isinstance(message, Batches) and self._consent.is_withdrawn:
-                        raise ConsentWithdrawn
-                    try:
-                        answer = answer_from(await channel.ask(encoded(message)))
-                    except (trio.BrokenResourceError, trio.ClosedResourceError):
-                        self._drop(channel)
-                    else:
-                        if isinstance(answer, Taken):
-                            return
-                        raise self._unavailable(_reason_of(answer))
+                yield
             except (MessageError, LaunchError) as error:
                 raise self._unavailable(str(error)) from None
             except ValueError as error:  # too long for a frame
                 raise RelayUnavailable(str(error)) from None
+            else:
+                return
             finally:
                 self._waiting.discard(scope)
         raise self._unavailable("it does not answer in time")

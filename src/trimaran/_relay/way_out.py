@@ -87,8 +87,10 @@ class RelayedWayOut:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Do what the relay wants of its agents, until cancelled."""
-        await self._client.answer_calls()
+        """Meet the relay, and do what it wants of its agents, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._client.meet)
+            await self._client.answer_calls()
 
     async def hand_over(self, requests: Sequence[Request]) -> bool:
         """Hand all of *requests* over, in one go; False if the relay does not have them all.
