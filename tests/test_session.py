@@ -6,6 +6,7 @@ import gc
 import math
 import sys
 import threading
+import tracemalloc
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from conftest import LoopbackEndpoint
 
+SECRET = "ghp_" + "aB3" * 12
+"""Of the shape of a token, which is known wherever it stands."""
 CALL = trimaran.ToolCall(tool_name="bash")
 
 
@@ -360,6 +363,25 @@ async def test_an_error_of_any_kind_is_taken() -> None:
     named, marked = capture.events(trimaran.ErrorEvent)
     assert (named.error_name, named.error_message) == ("NamelessError", "wrong")
     assert marked.error_name == "<Hostile>"
+
+
+@pytest.mark.parametrize("last", ["word", SECRET, "x" * 5000])
+async def test_an_error_may_be_a_text_of_any_length(last: str) -> None:
+    """Its beginning is sent, of which nothing ends with half a secret; only that is encoded."""
+    capture = Capture()
+    text = "word " * 818 + last + " word" * 4_000_000
+    async with capture.open() as telemetry, telemetry.session() as session:
+        tracemalloc.start()
+        try:
+            session.error(text)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    [error] = capture.events(trimaran.ErrorEvent)
+
+    assert error.error_name == ("word " * 819 if last == "word" else "word " * 818)[:4096]
+    assert error.error_message == ("word " * 100)[:500]
+    assert peak < 1_000_000
 
 
 class Strange(trimaran.Event, frozen=True):

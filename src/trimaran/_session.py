@@ -19,6 +19,7 @@ from trimaran._environment import without_consent, without_parent
 from trimaran._events import Command, CommandSource, ErrorEvent, Event
 from trimaran._pipeline.encoder import class_name, inherits
 from trimaran._pipeline.ledger import Statistics
+from trimaran._pipeline.redact import beginning
 from trimaran._recording import (
     BridgeMeasure,
     GenerationMeasure,
@@ -170,12 +171,15 @@ class Session(abc.ABC):
         """Something failed: an exception, or what it is called.
 
         Args:
-            error: an exception gives its class and text; text gives both.
+            error: an exception gives its class and text; text gives both, of which 4,096
+                characters are looked at.
             context: where it happened, ``"prompt"`` say.
         """
         if inherits(type(error), BaseException):
             failure = cast("BaseException", error)
             name, message = class_name(type(failure)), message_of(failure)
+        elif type(error) is str:
+            name = message = beginning(error)
         else:
             name = message = cast("str", error)
         event = ErrorEvent(error_name=name, error_message=message, context=context)

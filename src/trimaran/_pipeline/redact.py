@@ -18,7 +18,7 @@ from trimaran._pipeline.encoder import JsonValue, encoded_part, jsonable
 from trimaran._pipeline.masks import NAMED_MARKER, KeyKind, key_kind, mask_text
 from trimaran._pipeline.settled import are_counts
 
-__all__ = ["Redactor", "mask_text"]
+__all__ = ["Redactor", "beginning", "mask_text"]
 
 UNSET = msgspec.UNSET
 
@@ -209,6 +209,11 @@ class Redactor:
                 self._clean.clear()
             self._clean.add(text)
         return text
+
+
+def beginning(text: str) -> str:
+    """The first 4,096 characters of *text* at most, with no half of a secret at their end."""
+    return text if len(text) <= _CUT_WINDOW else _without_last_word(text[:_CUT_WINDOW])
 
 
 def _hidden(value: JsonValue, kind: KeyKind) -> JsonValue:
