@@ -17,6 +17,7 @@ import trio.testing
 
 import trimaran
 from patience import PATIENCE
+from trimaran._pipeline.wire import session_id_of
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -926,3 +927,36 @@ async def test_the_names_tell_what_a_person_looks_for() -> None:
     assert "authenticated" in shown
     assert "tracked 1" in shown
     assert "secret-token" not in shown
+
+
+@pytest.mark.parametrize("given", [None, ""])
+async def test_a_session_without_an_id_gets_one(given: str | None) -> None:
+    """Also where the variable that was to have it is empty."""
+    capture = Capture()
+    with structlog.testing.capture_logs() as logs:
+        async with capture.open() as telemetry, telemetry.session(session_id=given) as session:
+            session.command("x")
+
+    assert len(session.id) == 32
+    assert {batch.session_id for batch in capture.batches()} == {session.id}
+    assert logs == []
+
+
+@pytest.mark.parametrize("given", ["a\nb", "x" * 500, "\x00"])
+async def test_a_session_is_not_lost_for_what_it_is_called(given: str) -> None:
+    """Receivers refuse such ids: it gets a like one, which is told once, and has it everywhere."""
+    capture = Capture()
+    with structlog.testing.capture_logs() as logs:
+        async with capture.open() as telemetry, telemetry.session(session_id=given) as session:
+            session.command("x")
+        async with capture.open() as telemetry, telemetry.session(session_id=given) as again:
+            pass
+
+    assert session.id == again.id == session_id_of(given) != given
+    assert {batch.session_id for batch in capture.batches()} == {session.id}
+    told = {
+        "event": "telemetry session id changed",
+        "log_level": "warning",
+        "session_id": session.id,
+    }
+    assert logs == [told, told]

@@ -7,14 +7,18 @@ from trimaran import Command
 from trimaran._pipeline.encoder import encode
 from trimaran._pipeline.entry import MOST_MILLISECONDS
 from trimaran._pipeline.wire import (
+    LONGEST_ID,
     Context,
     Stamper,
     body,
     endpoint_url,
     halves,
+    parent_headers,
     refused_indexes,
+    session_id_of,
     stamped,
 )
+from trimaran.receiver.wire import parent_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 STAMPS = st.integers(0, 1 << 53)
@@ -164,3 +168,28 @@ def test_an_answer_that_cannot_be_read_refuses_none(answer: bytes) -> None:
 def test_no_answer_breaks_it(answer: bytes) -> None:
     """It comes from outside, so it may be anything."""
     assert refused_indexes(answer, count=10) <= set(range(10))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=600))
+@example("a\nb")
+@example("x" * (LONGEST_ID + 1))
+def test_any_text_can_name_a_session(text: str) -> None:
+    """For a receiver, which says here of a parent whether its session can be called that."""
+    name = session_id_of(text)
+    [header] = parent_headers(name).values()
+
+    assert parent_of(header) == name
+    assert session_id_of(name) == name
+    assert name == text or parent_of(*parent_headers(text).values()) is None
+
+
+def test_sessions_stay_apart_whose_names_are_changed() -> None:
+    """And one that is opened again has the same name again."""
+    texts = ["a\nb", "a\tb", "a_b", "x" * 257, "x" * 258, "x" * 256 + "\n", "x" * 256]
+    names = [session_id_of(text) for text in texts]
+
+    assert len({*names}) == len(texts)
+    assert names == [session_id_of(text) for text in texts]
+    assert names[2] == "a_b"
+    assert names[-1] == "x" * 256
+    assert all(len(name) <= LONGEST_ID for name in names)

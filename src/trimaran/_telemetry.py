@@ -24,6 +24,7 @@ from trimaran._diagnostics import Diagnostics
 from trimaran._hooks import Hooks, OnDrop, OnProblem
 from trimaran._lifetime import running
 from trimaran._pipeline.ledger import Statistics
+from trimaran._pipeline.wire import session_id_of
 from trimaran._routes import Host
 from trimaran._session import OPTED_OUT, SILENT, Session
 from trimaran._settings import Settings
@@ -108,7 +109,9 @@ class Telemetry:
             agent: who works, ``"build"`` say.
             model_id: the model of its generations, where they name no other.
             provider_id: who runs that model.
-            session_id: a new one, if None.
+            session_id: any text of up to 256 characters without control characters; another
+                text is changed to such a one, the same each time, which is warned about. A
+                new one, if None or "".
             parent_session_id: the session that this one works for, if it is that of a
                 sub-agent. Any text of up to 256 characters; a longer one is not sent, and
                 warned about. It goes out in a header, for the receiver to show the tree.
@@ -123,11 +126,13 @@ class Telemetry:
         if self._supervisor is None:
             return _silent(OPTED_OUT if self._decision.is_opt_out else SILENT)
         shared = self._supervisor.shared
-        if session_id is None:
-            session_id = shared.new_id()
+        named = text_of(session_id) or text_of(shared.new_id())
+        usable = session_id_of(named)
+        if usable != named:
+            shared.diagnostics.warn("telemetry session id changed", session_id=usable)
         return self._supervisor.session(
             SessionContext(
-                session_id=text_of(session_id),
+                session_id=usable,
                 parent_session_id=text_of(parent_session_id),
                 project_id=text_of(project_id),
                 agent=text_of(agent),

@@ -7,6 +7,7 @@ Does not know: how requests are made, what an event means.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote, unquote
@@ -15,6 +16,7 @@ import msgspec
 
 __all__ = [
     "INGEST_PATH",
+    "LONGEST_ID",
     "LONGEST_PARENT",
     "Context",
     "Stamper",
@@ -24,6 +26,7 @@ __all__ = [
     "parent_headers",
     "parent_of",
     "refused_indexes",
+    "session_id_of",
     "stamped",
     "trace_headers",
     "traceparent_of",
@@ -38,6 +41,14 @@ _TRACE_HEADER = "traceparent"
 LONGEST_PARENT = 256
 """Characters of a parent's id that is sent. Encoded they take 3 KiB at most; servers take
 8 KiB or 16 KiB of headers, and refuse the request beyond that."""
+
+LONGEST_ID = 256
+"""Characters of a session's id, which becomes part of addresses."""
+
+_DIGEST = 16
+"""Hexadecimal digits that keep ids apart which had to be changed."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _TEXT = rb'"(?:[^"\\]|\\.)*"'
 
@@ -85,6 +96,16 @@ _partial_answers = msgspec.json.Decoder(_PartialAnswer)
 def endpoint_url(base: str) -> str:
     """The URL that batches are posted to."""
     return base.rstrip("/") + INGEST_PATH
+
+
+def session_id_of(text: str) -> str:
+    """*text* itself where a receiver takes it as the id of a session; else what it takes, the
+    same for the same text, and another one for another.
+    """
+    if len(text) <= LONGEST_ID and not _CONTROL.search(text):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]
+    return f"{_CONTROL.sub('_', text[: LONGEST_ID - _DIGEST - 1])}-{digest}"
 
 
 def parent_headers(parent_session_id: str) -> dict[str, str]:
