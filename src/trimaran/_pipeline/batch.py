@@ -36,6 +36,7 @@ class KeptBatch:
         "handed_by",
         "is_being_sent",
         "is_delivered",
+        "is_lost",
         "is_on_disk",
         "is_withdrawn",
         "ledger",
@@ -49,6 +50,8 @@ class KeptBatch:
         self.is_on_disk: bool = True
         self.is_being_sent: bool = False
         self.is_delivered: bool = False
+        self.is_lost: bool = False
+        """Somebody removed the file that it was in: it is in memory, or nowhere."""
         self.is_withdrawn: bool = False
         """Consent to it is gone: nothing of it may be sent from now on."""
         ledger.spooled += events
@@ -58,6 +61,12 @@ class KeptBatch:
         self.events -= count
         if self.is_on_disk:
             self.ledger.spooled -= count
+
+    def lost(self) -> None:
+        """Somebody removed the file that it was in; what is in memory of it is still sent."""
+        self.is_on_disk = False
+        self.is_lost = True
+        self.ledger.spooled -= self.events
 
     def evicted(self, reason: DropReason) -> None:
         """It had to leave the disk; unless it is being sent, that is its fate."""

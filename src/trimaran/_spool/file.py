@@ -168,6 +168,10 @@ class SpoolFile:
         """When it was last looked for what is too old, in seconds since the epoch."""
         self._database: sqlite3.Connection | None = None
         self._lock: OwnerLock | None = None
+        self._identity: os.stat_result | None = None
+        """What the file at its path was when it was opened."""
+        self.losses: int = 0
+        """How often the file was removed while it was open, with all that was in it."""
 
     @contextmanager
     def together(self) -> Generator[None]:
@@ -423,6 +427,8 @@ class SpoolFile:
 
     def close(self) -> None:
         """Let go; what is kept stays for a later process."""
+        with suppress(OSError):
+            self._let_go_if_removed()
         if self._database is not None:
             with suppress(sqlite3.Error):
                 left = self._database.execute(
@@ -439,7 +445,24 @@ class SpoolFile:
     def _is_there(self) -> bool:
         """Whether anybody put anything yet: to find nothing, no file is made."""
         with self._errors_told():
+            self._let_go_if_removed()
             return self._database is not None or (self._directory / FILE_NAME).exists()
+
+    def _let_go_if_removed(self) -> None:
+        """A file that was removed is still written to, by whoever has it open, for nobody."""
+        if self._database is None or self._database.in_transaction:
+            return
+        assert self._identity is not None
+        with suppress(FileNotFoundError):
+            if os.path.samestat((self._directory / FILE_NAME).stat(), self._identity):
+                return
+        self.losses += 1
+        with suppress(sqlite3.Error):
+            self._database.close()
+        self._database = None
+        if self._lock is not None:
+            self._lock.release(remove=False)
+            self._lock = None
 
     def _may_have_expired(self, now: float) -> bool:
         """Whether it is time to look for what is too old, which looks at every batch."""
@@ -493,6 +516,7 @@ class SpoolFile:
             raise (SpoolBusy if is_busy else SpoolError)(message) from error
 
     def _opened(self) -> sqlite3.Connection:
+        self._let_go_if_removed()
         if self._database is None:
             self._destination = worked_out(self._binding)
             make_private(self._directory)
@@ -506,6 +530,7 @@ class SpoolFile:
             except BaseException:
                 database.close()
                 raise
+            self._identity = path.stat()
             self._database = database
         return self._database
 

@@ -62,6 +62,8 @@ class SpoolKeeper:
         self._evicted: list[Evicted] = []
         """What left the disk and is in no book yet; filled by the thread that found out."""
         self._withdrawals = 0
+        self._losses = 0
+        """How often the file was removed, as far as is booked."""
 
     async def keep(self, batches: Sequence[Batch], ledger: Ledger) -> list[Batch]:
         """*batches* with their places on disk; unchanged where there is none to be had.
@@ -77,7 +79,9 @@ class SpoolKeeper:
         withdrawals = self._withdrawals
         decided = list(self._decided)
         try:
-            elsewhere = await self._disk.do_soon(lambda: self._put(batches, decided, withdrawals))
+            elsewhere, losses = await self._disk.do_soon(
+                lambda: self._put(batches, decided, withdrawals)
+            )
         except SpoolError as error:
             if isinstance(error, SpoolBusy) and error.is_under_way:
                 # They go on from memory, and are not to stay there should they come there yet.
@@ -85,6 +89,7 @@ class SpoolKeeper:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return list(batches)
         self._removed(decided)
+        self._book_losses()
         batches = [batch for batch in batches if batch.key not in elsewhere]
         places = [
             self._place(batch.key, ledger, batch.tracked, batch.handed_by) for batch in batches
@@ -94,17 +99,23 @@ class SpoolKeeper:
             place.is_being_sent = True
         self._book()
         self._book_withdrawal_since(withdrawals, *(batch.key for batch in batches))
-        for place in places:
+        for batch, place in zip(batches, places, strict=True):
             place.is_being_sent = False
+            if losses != self._losses and place.is_on_disk:
+                del self._kept[batch.key]
+                place.lost()
         return [
             replace(batch, kept=place) if place.is_on_disk else batch
             for batch, place in zip(batches, places, strict=True)
         ]
 
-    def _put(self, batches: Sequence[Batch], decided: Sequence[str], withdrawals: int) -> set[str]:
+    def _put(
+        self, batches: Sequence[Batch], decided: Sequence[str], withdrawals: int
+    ) -> tuple[set[str], int]:
         """Put *batches* on disk, and take those off whose fate was *decided*; beside the tasks.
 
-        Nothing is put if consent was withdrawn meanwhile. Gives the keys that are elsewhere.
+        Nothing is put if consent was withdrawn meanwhile. Gives the keys that are elsewhere,
+        and how often the file had been removed until then.
         """
         evicted: list[Evicted] = []
         elsewhere: set[str] = set()
@@ -124,7 +135,7 @@ class SpoolKeeper:
                     traceparent=batch.traceparent,
                 )
         self._evicted += evicted
-        return elsewhere
+        return elsewhere, self._file.losses
 
     @property
     def is_in_use(self) -> bool:
@@ -146,6 +157,10 @@ class SpoolKeeper:
         body = batch.body
         if body is None and kept.is_on_disk:
             body = await self._read(batch.key, kept)
+        if kept.is_lost:
+            if body is None:
+                kept.ledger.drop(DropReason.CONSENT_WITHDRAWN, kept.events)  # as in _read()
+            return body
         kept.is_being_sent = body is not None and kept.is_on_disk
         return body if kept.is_being_sent else None
 
@@ -155,6 +170,7 @@ class SpoolKeeper:
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return None
+        self._book_losses()
         if body is None and kept.is_on_disk:
             # Nobody else evicts what is ours: a person emptied the spool.
             self._kept.pop(key, None)
@@ -177,6 +193,7 @@ class SpoolKeeper:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return first, second
         self._book()
+        self._book_losses()
         if not was_there:
             self._evict(whole.key, DropReason.CONSENT_WITHDRAWN)  # as in body_of()
         if not kept.is_on_disk:
@@ -211,6 +228,7 @@ class SpoolKeeper:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
         else:
             self._removed(decided)
+            self._book_losses()
 
     async def take_over(self, ledger: Ledger) -> list[Batch]:
         """What dead processes left, as batches in *ledger*; in the order it was put."""
@@ -220,6 +238,7 @@ class SpoolKeeper:
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
             return []
+        self._book_losses()
         for gone in too_old:
             if gone.key in self._kept:
                 self._evict(gone.key, gone.reason)
@@ -338,6 +357,8 @@ class SpoolKeeper:
             except SpoolError as error:
                 self._diagnostics.warn("telemetry spool failed", error=str(error))
         self._book()
+        for kept in self._book_losses():
+            kept.ledger.drop(DropReason.DRAIN_TIMEOUT, kept.events)  # nobody sends any more
         await trio.lowlevel.checkpoint_if_cancelled()
 
     def _place(self, key: str, ledger: Ledger, events: int, handed_by: str) -> KeptBatch:
@@ -353,6 +374,17 @@ class SpoolKeeper:
         if self._withdrawals != withdrawals:
             for key in keys:
                 self._evict(key, DropReason.CONSENT_WITHDRAWN)
+
+    def _book_losses(self) -> list[KeptBatch]:
+        """If somebody removed the file, nothing that was kept before is safe; gives that."""
+        if self._file.losses == self._losses:
+            return []
+        self._losses = self._file.losses
+        self._diagnostics.warn("telemetry spool failed", error="somebody removed its file")
+        lost, self._kept = list(self._kept.values()), {}
+        for kept in lost:
+            kept.lost()
+        return lost
 
     def _book(self) -> None:
         """Book what had to leave the disk; also what a call that nobody waited for evicted."""
