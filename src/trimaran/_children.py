@@ -90,6 +90,8 @@ class Children:
         self._with_places = with_places
         self._opening = threading.Lock()
         self._listener: ProcessListener | None = None
+        self._lost: list[ProcessListener] = []
+        """Those that nobody can find any more, and that are still open."""
         self._scope = trio.CancelScope()
         self._channels: dict[ProcessReceiveChannel, bool] = {}
         """Those who are connected, and whether they answer a last call."""
@@ -104,18 +106,27 @@ class Children:
     def place(self) -> Path | None:
         """Where children connect to; from any thread. None if there is no such place.
 
-        The first call makes it, which takes microseconds and is all that waits for a disk.
+        The first call makes it, which takes microseconds and is all that waits for a disk; and
+        so does one after somebody removed it, as logging out does: who is connected stays so.
         """
         with self._opening:
-            if self._listener is None and not self.is_over and not self._is_copy:
+            here = self._listener
+            if not (self.is_over or self._is_copy or (here is not None and here.is_there())):
                 try:
                     self._listener = listening(self._name, self._environ)
                 except (ProcessError, OSError) as error:
                     self._diagnostics.warn("telemetry takes no children", reason=str(error))
+                    return None
+                if here is not None:
+                    self._lost.append(here)
             return None if self._listener is None else self._listener.path
 
     def is_to_run(self) -> bool:
-        """Whether somebody may connect, and nobody is there to answer; true once."""
+        """Whether somebody may connect, and nobody is there to answer; true once.
+
+        Where :meth:`run` does already, it goes on where children connect to now.
+        """
+        self._close_lost()
         if self._listener is None or self.is_over or self._is_copy or self._is_started:
             return False
         self._is_started = True
@@ -128,7 +139,8 @@ class Children:
         assert self._listener is not None
         with self._scope:
             async with trio.open_nursery() as nursery:
-                await self._accept_all(self._listener, nursery)
+                while not self.is_over:
+                    await self._accept_all(self._listener, nursery)
 
     async def _accept_all(self, listener: ProcessListener, nursery: trio.Nursery) -> None:
         while True:
@@ -227,12 +239,19 @@ class Children:
             self.is_over = True
             if self._listener is not None:
                 self._listener.close()
+        self._close_lost()
+
+    def _close_lost(self) -> None:
+        """In the session's own thread: trio is told."""
+        with self._opening:
+            while self._lost:
+                self._lost.pop().close()
 
     def forked(self) -> None:
         """This is a forked child's copy: all its connections are the parent's."""
         self._opening = threading.Lock()
         self._is_copy = True
-        if self._listener is not None:
-            self._listener.let_go()
+        for listener in self._lost if self._listener is None else (*self._lost, self._listener):
+            listener.let_go()
         for channel in self._channels:
             channel.let_go()
