@@ -654,7 +654,8 @@ async def test_flushes_that_time_out_leave_nothing(
 
     def marks() -> int:
         gc.collect()
-        return sum(issubclass(type(each), Flush) for each in gc.get_objects())
+        # By identity: other tests leave classes behind that raise whatever they are asked.
+        return sum(type(each) is Flush or type(each) is _Part for each in gc.get_objects())
 
     settings = trimaran.Settings(strict=True, mailbox_events=10, backlog_events=1)
     async with trimaran.open_telemetry(
