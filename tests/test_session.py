@@ -20,6 +20,7 @@ from patience import PATIENCE
 from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import Bundle
 from trimaran._pipeline.entry import Chunk, Flush
+from trimaran._pipeline.fan_out import _Part
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
