@@ -25,7 +25,9 @@ from receiver.batches import batch
 from trimaran._relay import outlet
 from trimaran.otlp import OtlpSettings
 from trimaran.receiver import Forward, StoreError, StoreUnavailable, run_receiver
+from trimaran.receiver.beginnings import FILE_NAME
 from trimaran.receiver.forward import Forwarder, open_forwarder
+from trimaran.receiver.ingest import Batch, parse
 
 if TYPE_CHECKING:
     from cli.conftest import Running
@@ -174,6 +176,157 @@ async def test_a_receiver_does_not_say_that_it_is_the_agent(
     names = {attribute["key"] for attribute in group["resource"]["attributes"]}
     assert "telemetry.sdk.name" in names
     assert not [name for name in names if name.startswith("process.")]
+
+
+START = {"type": "session_start", "timestamp": 1_795_000_000_250} | {
+    "agent": "build",
+    "model_id": "m",
+    "provider_id": "v",
+    "project_id": "p",
+}
+END = {"type": "session_end", "timestamp": 1_795_000_003_000} | {
+    "total_cost": 1,
+    "total_tokens": 2,
+    "tool_call_count": 0,
+    "duration_ms": 2_000,
+}
+OTHER = {"type": "command", "timestamp": 1_795_000_001_000, "command_name": "init"}
+
+
+def batch_of(*events: dict[str, Any], session_id: str = "s") -> Batch:
+    envelope = {"session_id": session_id, "timestamp": 1, "events": events}
+    return parse(msgspec.json.encode(envelope))
+
+
+def roots(endpoint: LoopbackEndpoint) -> list[dict[str, Any]]:
+    """The roots that came, with their attributes by name."""
+    groups = [
+        group
+        for request in endpoint.requests
+        for group in msgspec.json.decode(gzip.decompress(request.body))["resourceSpans"]
+    ]
+    spans = [span for group in groups for each in group["scopeSpans"] for span in each["spans"]]
+    for span in spans:
+        span["attributes"] = {a["key"]: a["value"] for a in span["attributes"]}
+    return [span for span in spans if span["name"].startswith("invoke_agent")]
+
+
+def check_root(root: dict[str, Any]) -> None:
+    """It is as its session's start has it."""
+    assert root["name"] == "invoke_agent build"
+    assert root["attributes"]["gen_ai.agent.name"] == {"stringValue": "build"}
+    assert root["attributes"]["gen_ai.request.model"] == {"stringValue": "m"}
+    assert root["attributes"]["gen_ai.provider.name"] == {"stringValue": "v"}
+    assert not [name for name in root["attributes"] if "span_" in name]
+    assert root["startTimeUnixNano"] == "1795000000250000000"
+    assert root["endTimeUnixNano"] == "1795000003000000000"
+
+
+async def test_a_root_knows_how_its_session_began_after_a_restart(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """Its name, its model, its start; also in another receiver that shares the directory."""
+    forward = to(endpoint.url, tmp_path, encoding="json")
+    async with forwarding(forward) as forwarder:
+        await forwarder.append(batch_of(START, session_id="s"))
+        await forwarder.append(batch_of(START, session_id="t"))
+        await settled(forwarder)
+    async with forwarding(forward) as one, forwarding(forward) as other:
+        await one.append(batch_of(OTHER, END, session_id="s"))
+        await other.append(batch_of(END, session_id="t"))
+        await settled(one)
+        await settled(other)
+
+    for root in (found := roots(endpoint)):
+        check_root(root)
+    assert len(found) == 2
+
+
+async def test_a_root_is_the_same_however_its_session_comes_in(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """Whole, in pieces that come together, and in pieces that come one after the other."""
+    async with forwarding(to(endpoint.url, tmp_path, encoding="json")) as forwarder:
+        await forwarder.append(batch_of(START, OTHER, END))
+        for _ in range(2):
+            await forwarder.append(batch_of(OTHER, END))
+        async with trio.open_nursery() as nursery:
+            for events in ([START], [END]):
+                nursery.start_soon(forwarder.append, batch_of(*events))
+        await settled(forwarder)
+
+    for root in (found := roots(endpoint)):
+        check_root(root)
+    assert len(found) == 4
+
+
+async def test_an_end_whose_start_nobody_heard_says_what_it_knows(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """Another receiver had it, with a directory of its own."""
+    async with forwarding(to(endpoint.url, tmp_path, encoding="json")) as forwarder:
+        await forwarder.append(batch_of(START, session_id="other"))
+        await forwarder.append(batch_of(END))
+        await settled(forwarder)
+
+    [root] = roots(endpoint)
+    assert root["name"] == "invoke_agent"
+    assert root["startTimeUnixNano"] == "1795000001000000000"
+
+
+async def test_a_name_without_an_end_is_not_kept(
+    endpoint: LoopbackEndpoint, tmp_path: Path
+) -> None:
+    """The rest of what a start says is."""
+    forward = to(endpoint.url, tmp_path, encoding="json")
+    async with forwarding(forward) as forwarder:
+        await forwarder.append(batch_of(START | {"agent": "a" * 1_001}))
+        await settled(forwarder)
+    async with forwarding(forward) as forwarder:
+        await forwarder.append(batch_of(END))
+        await settled(forwarder)
+
+    [root] = roots(endpoint)
+    assert root["name"] == "invoke_agent"
+    assert root["attributes"]["gen_ai.request.model"] == {"stringValue": "m"}
+    assert root["startTimeUnixNano"] == "1795000000250000000"
+
+
+async def test_how_sessions_began_costs_no_batch(
+    endpoint: LoopbackEndpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the disk does not have it, a line says so, and all goes on."""
+    (tmp_path / FILE_NAME).write_text("no database " * 1_000)
+    async with forwarding(to(endpoint.url, tmp_path, encoding="json")) as forwarder:
+        for events in ([START], [OTHER], [END]):
+            await forwarder.append(batch_of(*events))
+        await settled(forwarder)
+
+    assert forwarder.report().delivered == 3
+    [root] = roots(endpoint)
+    check_root(root)  # as far as one life goes, the transport remembers it too
+    assert capsys.readouterr().err.count("receiver_beginnings_unavailable") == 1
+
+
+async def test_all_posts_of_a_session_have_one_beginning_of_their_keys(
+    endpoint: LoopbackEndpoint,
+) -> None:
+    """By which a load balancer keeps them together: 32 digits before a hyphen."""
+    environ = {"X_TELEMETRY_URL": endpoint.url}
+    async with trimaran.open_telemetry("x", environ=environ) as telemetry:
+        for _ in range(2):
+            async with telemetry.session() as session:
+                for _ in range(3):
+                    session.command("init")
+                    await session.flush(timeout=PATIENCE)
+
+    of_session: dict[str, set[str]] = {}
+    for request in endpoint.requests:
+        first, hyphen, _ = request.headers["idempotency-key"].partition("-")
+        assert (len(first), hyphen) == (32, "-")
+        of_session.setdefault(request.batch["session_id"], set()).add(first)
+    assert len(endpoint.requests) >= 6
+    assert len(set.union(*of_session.values())) == len(of_session) == 2
 
 
 def test_without_an_endpoint_nothing_is_taken(tmp_path: Path) -> None:

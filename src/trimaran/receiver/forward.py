@@ -1,7 +1,8 @@
 """Passes on what a receiver takes, to whatever takes OTLP.
 
 In: validated batches. Out: a receipt once a batch is on disk; spans, or log records, to the
-endpoint, until it has them.
+endpoint, until it has them. What a session's start said goes into its end as well, since the
+root is made of that.
 Does not know: HTTP, how events become spans, when to try again: that is the work of a relay's
 outlet, with OTLP's transport in the place of its own.
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -23,6 +26,7 @@ import trio
 
 from trimaran._decision import Tier
 from trimaran._diagnostics import Diagnostics
+from trimaran._events import SessionStart
 from trimaran._pipeline import wire
 from trimaran._relay.messages import HandedBatch, OutletReport
 from trimaran._relay.orders import Orders, orders_of
@@ -31,7 +35,8 @@ from trimaran._settings import Relay, Settings
 from trimaran._spool.values import SpoolError
 from trimaran._telemetry import random_id
 from trimaran.otlp import OtlpSettings, OtlpTransport
-from trimaran.receiver.ingest import Batch
+from trimaran.receiver.beginnings import Beginnings
+from trimaran.receiver.ingest import Batch, GoodEvent
 from trimaran.receiver.line import Line, Post
 from trimaran.receiver.store import StoreError, StoreUnavailable
 from trimaran.receiver.values import Receipt
@@ -45,6 +50,9 @@ DRAIN = 1.0
 """Seconds that requests under way have to be answered, at the end. What is not stays on disk."""
 
 _WHO = "receiver"
+
+_LONGEST_NAME = 1_000
+"""Characters of an agent's name, or a model's, that is kept for the end of its session."""
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +82,7 @@ class Forwarder:
         self._outlet = outlet
         self._forward = forward
         self._circumstances = circumstances
+        self._beginnings = Beginnings(Path(forward.spool), circumstances.wall_clock)
         self._line = Line(self._write)
 
     def __repr__(self) -> str:
@@ -128,11 +137,16 @@ class Forwarder:
             "receiver_forwarded", to=self._forward.settings.url, **facts, waiting=report.events
         )
 
+    async def aclose(self) -> None:
+        """Let go of the disk."""
+        await trio.to_thread.run_sync(self._beginnings.close)
+
     async def _write(self, group: Sequence[Post]) -> list[Receipt]:
-        batches = [self._handed(post) for post in group]
         is_taken = False
         # Whoever writes does so for others, too; and what is on disk has to be sent.
         with trio.CancelScope(shield=True):  # as long as another process holds the disk
+            begun = await self._begun(group)
+            batches = [self._handed(post, begun) for post in group]
             is_taken = await self._outlet.take(_WHO, batches)
         if not is_taken:
             raise StoreUnavailable(
@@ -140,7 +154,35 @@ class Forwarder:
             )
         return [Receipt(len(post.batch.events), post.batch.rejected) for post in group]
 
-    def _handed(self, post: Post) -> HandedBatch:
+    async def _begun(self, group: Sequence[Post]) -> Mapping[str, bytes]:
+        """What the sessions that end in *group* said when they began; that of those which begin
+        there is kept. Not a checkpoint where there is nothing of either.
+        """
+        starts: dict[str, bytes] = {}
+        ended: list[str] = []
+        for batch in (post.batch for post in group):
+            for event in batch.events:
+                if isinstance(event.event, SessionStart):
+                    starts[batch.session_id] = _said(event, event.event)
+                elif event.type == "session_end":
+                    ended.append(batch.session_id)
+
+        def kept() -> Mapping[str, bytes]:
+            if starts:
+                self._beginnings.note(starts)
+            return self._beginnings.of(ended)
+
+        if not starts and not ended:
+            return starts
+        try:
+            return await trio.to_thread.run_sync(kept)
+        except (OSError, sqlite3.Error) as error:
+            self._circumstances.diagnostics.warn(
+                "receiver_beginnings_unavailable", error=str(error)
+            )
+            return starts
+
+    def _handed(self, post: Post, begun: Mapping[str, bytes]) -> HandedBatch:
         batch = post.batch
         context = wire.Context(
             session_id=batch.session_id,
@@ -148,7 +190,11 @@ class Forwarder:
             user_email=batch.user_email,
             project_id=batch.project_id,
         )
-        events = [event.raw for event in batch.events]
+        said = begun.get(batch.session_id, b"")
+        events = [
+            b"{" + said + event.raw[1:] if event.type == "session_end" else event.raw
+            for event in batch.events
+        ]
         return HandedBatch(
             key=_key_of(batch.session_id, post.key or self._circumstances.new_id()),
             body=wire.body(context, events, timestamp=batch.timestamp),
@@ -177,6 +223,24 @@ def _orders(forward: Forward) -> Orders:
         directory=os.fspath(forward.spool), most_bytes=forward.most_bytes, survives="power_loss"
     )
     return orders_of(relay, Settings())
+
+
+def _said(event: GoodEvent, start: SessionStart) -> bytes:
+    """What the end of a session does not say, and its start did, as members of a JSON object:
+    the same as in a session that knows that spans are wanted.
+    """
+    known: dict[str, object] = {
+        "agent": start.agent,
+        "model_id": start.model_id,
+        "provider_id": start.provider_id,
+    }
+    fitting = {
+        name: text
+        for name, text in known.items()
+        if isinstance(text, str) and len(text) <= _LONGEST_NAME
+    }
+    members = {**fitting, "span_start": str(event.timestamp * 1_000_000)}
+    return msgspec.json.encode(members)[1:-1] + b","
 
 
 def _key_of(session_id: str, key: str) -> str:
@@ -268,6 +332,8 @@ async def open_forwarder(
             await outlet.aclose()
         with trio.move_on_after(DRAIN):
             await transport.aclose()
+        if forwarder is not None:
+            await forwarder.aclose()
     if forwarder is not None:
         forwarder.tell()
     if raised is not None:
