@@ -419,6 +419,14 @@ async def test_the_end_has_the_totals_of_all_events(
     assert (end.tool_call_count, end.duration_ms) == (calls, 5)
 
 
+async def test_total_costs_are_exact() -> None:
+    """Ten generations for ten cents each cost a dollar."""
+    *_, end = await Stage().through(*[Generation(cost=0.1)] * 10, SessionEnd())
+
+    assert isinstance(end, SessionEnd)
+    assert end.total_cost == 1.0
+
+
 async def test_an_empty_session_ends_with_zeros() -> None:
     """The wire wants them."""
     assert await Stage().through(SessionEnd()) == [

@@ -66,6 +66,14 @@ def test_tokens_and_cost_are_those_of_the_generations() -> None:
     assert summary.cost == 0.75
 
 
+def test_costs_are_summed_up_exactly() -> None:
+    """Within a batch and over batches: ten generations for ten cents each cost a dollar."""
+    dime = generation(cost=0.1)
+
+    assert summary_of(batch(*[dime] * 10)).cost == 1.0
+    assert summary_of(*[batch(dime) for _ in range(10)]).cost == 1.0
+
+
 def test_failures_are_counted_wherever_they_are_told() -> None:
     """Errors, and tool and bridge calls that failed."""
     summary = summary_of(

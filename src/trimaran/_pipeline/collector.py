@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from trio.abc import ReceiveChannel, SendChannel
 
 from trimaran._events import Event, Generation, SessionEnd, Tokens, ToolCall, tool_type_of
+from trimaran._exact_sum import ExactSum
 from trimaran._pipeline.encoder import STOPS
 from trimaran._pipeline.entry import Chunk, Entry
 from trimaran._pipeline.ledger import DropReason
@@ -61,13 +62,13 @@ class Totals:
     """What ``session_end`` says of all the events that went through a session."""
 
     def __init__(self) -> None:
-        self.cost: float = 0.0
+        self.cost = ExactSum()
         self.tokens = 0
         self.tool_calls = 0
 
     def count_generation(self, event: Generation) -> None:
         """Add a generation's cost and tokens. What is no number counts as nothing."""
-        self.cost += _summand(event.cost)
+        self.cost = self.cost.plus(float(_summand(event.cost)))
         if type(event.tokens) is Tokens:
             for count in msgspec.structs.astuple(event.tokens):
                 # An ordinary count goes without the call.
@@ -78,7 +79,7 @@ class Totals:
         """*event* with the totals so far in place of those that it leaves unset."""
         return replace(
             event,
-            total_cost=_given(event.total_cost, self.cost),
+            total_cost=_given(event.total_cost, self.cost.value),
             total_tokens=_given(event.total_tokens, self.tokens),
             tool_call_count=_given(event.tool_call_count, self.tool_calls),
         )

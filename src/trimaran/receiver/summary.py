@@ -18,6 +18,7 @@ from trimaran._events import (
     SessionStart,
     Tokens,
 )
+from trimaran._exact_sum import ExactSum
 from trimaran.receiver.ingest import Batch, GoodEvent
 from trimaran.receiver.wire import MAX_NUMBER
 
@@ -61,6 +62,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     cost: float = 0.0
     """Of all generations, in US dollars."""
+
+    cost_rest: float = 0.0
+    """What the cost is short of, in digits that it does not have; see :class:`ExactSum`."""
 
     errors: int = 0
     """Events that tell of a failure: ``error``, and tool and bridge calls that failed."""
@@ -132,6 +136,7 @@ def _begin(summary: Summary, start: SessionStart) -> Summary:
 
 def _add_generation(summary: Summary, generation: Generation) -> Summary:
     ours, more = summary.tokens, generation.tokens
+    cost = ExactSum(summary.cost, summary.cost_rest).plus(generation.cost)
     return msgspec.structs.replace(
         summary,
         agent=summary.agent or generation.agent,
@@ -144,7 +149,8 @@ def _add_generation(summary: Summary, generation: Generation) -> Summary:
             cache_read=min(ours.cache_read + more.cache_read, MAX_NUMBER),
             cache_write=min(ours.cache_write + more.cache_write, MAX_NUMBER),
         ),
-        cost=summary.cost + generation.cost,
+        cost=cost.value,
+        cost_rest=cost.rest,
     )
 
 
