@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trimaran
-from trimaran import DropReason, ErrorEvent, Generation, SessionEnd, Tokens, ToolCall
+from trimaran import (
+    ContextOverflowRecovered,
+    DropReason,
+    ErrorEvent,
+    Generation,
+    SessionEnd,
+    Tokens,
+    ToolCall,
+)
 from trimaran._events import BUILT_IN_EVENTS
-from trimaran._pipeline.collector import ToolSequence, Totals, collect
+from trimaran._pipeline.collector import Known, ToolSequence, Totals, collect
 from trimaran._pipeline.encoder import encode_fast
 from trimaran._pipeline.entry import Chunk, Entry, Flush
 from trimaran._pipeline.redact import Redactor
@@ -52,6 +60,7 @@ class Stage:
     def __init__(self, redactor: Any = None) -> None:
         self.redactor = Redactor("/home/ada") if redactor is None else redactor
         self.tools = ToolSequence()
+        self.known = Known()
         self.dropped: list[tuple[Entry, DropReason]] = []
         self.bugs: list[BaseException] = []
         self.tell_bug: Callable[[BaseException], None] = self.bugs.append
@@ -65,6 +74,7 @@ class Stage:
             *self._ends,
             redactor=self.redactor,
             tools=self.tools,
+            known=self.known,
             drop=lambda entry, reason: self.dropped.append((entry, reason)),
             tell_bug=self.tell_bug,
         )
@@ -320,6 +330,17 @@ def test_a_sequence_is_one_for_all_threads() -> None:
     assert [previous for _, previous, _ in begun] == [None, *(name for _, _, name in begun[:-1])]
 
 
+def filled(name: str, kind: Literal["standard", "mcp"], index: int, before: Any) -> ToolCall:
+    """A call of which the session has said everything."""
+    return ToolCall(
+        tool_name=name,
+        tool_type=kind,
+        tool_category=kind,
+        sequence_index=index,
+        previous_tool=before,
+    )
+
+
 async def test_a_tracked_tool_call_is_completed() -> None:
     """What the caller left to the session is filled in: index, tool before, type."""
     events = await Stage().through(
@@ -327,16 +348,56 @@ async def test_a_tracked_tool_call_is_completed() -> None:
     )
 
     assert events == [
-        ToolCall(tool_name="bash", tool_type="standard", sequence_index=0, previous_tool=None),
-        ToolCall(
-            tool_name="mcp__db__query", tool_type="mcp", sequence_index=1, previous_tool="bash"
-        ),
-        ToolCall(
-            tool_name="read",
-            tool_type="standard",
-            sequence_index=2,
-            previous_tool="mcp__db__query",
-        ),
+        filled("bash", "standard", 0, None),
+        filled("mcp__db__query", "mcp", 1, "bash"),
+        filled("read", "standard", 2, "mcp__db__query"),
+    ]
+
+
+KNOWN = Known(model_id="m", provider_id="v", agent="build")
+
+
+async def test_what_the_session_knows_of_a_model_call_is_filled_in() -> None:
+    """Where it is empty, and the session knows something."""
+    stage, other = Stage(), Stage()
+    stage.known = KNOWN
+    other.known = Known(agent="build")
+    events = [
+        Generation(finish_reason="stop"),
+        Generation(model_id="n", agent="plan"),
+        ContextOverflowRecovered(tokens_used=5),
+        ContextOverflowRecovered(model_id="n"),
+    ]
+
+    assert await stage.through(*events) == [
+        Generation(finish_reason="stop", model_id="m", provider_id="v", agent="build"),
+        Generation(model_id="n", provider_id="v", agent="plan"),
+        ContextOverflowRecovered(model_id="m", provider_id="v", tokens_used=5),
+        ContextOverflowRecovered(model_id="n", provider_id="v"),
+    ]
+    assert await other.through(*events[1:3]) == events[1:3]
+
+
+async def test_what_is_odd_is_not_filled_in() -> None:
+    """It is no empty text, and is not asked."""
+    odd: Any = {"model_id": None, "provider_id": msgspec.Raw(b"[]"), "agent": 0}
+    stage = Stage()
+    stage.known = KNOWN
+
+    [event] = await stage.through(Generation(**odd))
+
+    assert event == Generation(**odd)
+
+
+async def test_a_tools_category_is_its_type() -> None:
+    """Unless it says another."""
+    events = await Stage().through(
+        ToolCall(tool_name="mcp__a"), ToolCall(tool_name="bash", tool_category="shell")
+    )
+
+    assert [event.tool_category for event in events if isinstance(event, ToolCall)] == [
+        "mcp",
+        "shell",
     ]
 
 
@@ -373,9 +434,7 @@ async def test_what_the_caller_gave_stays(given: dict[str, Any], expected: objec
 
 async def test_a_complete_tool_call_is_not_touched() -> None:
     """As the measuring blocks make it: nothing is made anew."""
-    complete = ToolCall(
-        tool_name="bash", tool_type="standard", sequence_index=3, previous_tool=None
-    )
+    complete = filled("bash", "standard", 3, None)
 
     [event] = await Stage().through(complete)
 
@@ -388,7 +447,7 @@ async def test_a_tool_without_a_name_has_a_place_all_the_same() -> None:
 
     _, event = await Stage().through(make(tool_name=7), ToolCall(tool_name="bash"))
 
-    assert event == make(tool_name="bash", tool_type="standard", sequence_index=1, previous_tool=7)
+    assert event == filled("bash", "standard", 1, 7)
 
 
 # Totals.
@@ -493,7 +552,7 @@ async def test_sessions_count_apart() -> None:
     events = await other.through(ToolCall(tool_name="read"), SessionEnd())
 
     assert events == [
-        ToolCall(tool_name="read", tool_type="standard", sequence_index=0, previous_tool=None),
+        filled("read", "standard", 0, None),
         SessionEnd(total_cost=0.0, total_tokens=0, tool_call_count=1),
     ]
 

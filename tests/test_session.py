@@ -562,6 +562,25 @@ async def test_a_timestamp_of_its_own_is_kept_and_a_session_id_is_not() -> None:
     assert (command.timestamp, command.session_id) == (1234, "mine")
 
 
+async def test_what_the_session_knows_is_filled_into_what_is_tracked() -> None:
+    """As a measured block does; a log record is tracked in the same way."""
+    capture = Capture()
+    async with (
+        capture.open() as telemetry,
+        telemetry.session(agent="build", model_id="m", provider_id="v") as session,
+    ):
+        with session.generation() as generation:
+            generation.finish("stop")
+        session.track(trimaran.Generation(finish_reason="stop"))
+        session.track(trimaran.ContextOverflowRecovered())
+
+    measured, tracked = capture.events(trimaran.Generation)
+    [recovered] = capture.events(trimaran.ContextOverflowRecovered)
+    for event in (measured, tracked):
+        assert (event.agent, event.model_id, event.provider_id) == ("build", "m", "v")
+    assert (recovered.model_id, recovered.provider_id) == ("m", "v")
+
+
 class State(trimaran.Event, frozen=True, kw_only=True):
     """What an agent says again and again of the same dict."""
 

@@ -109,6 +109,7 @@ async def test_a_record_becomes_an_event(log: Any, output: io.StringIO) -> None:
     assert event == ToolCall(
         tool_name="bash",
         tool_type="standard",
+        tool_category="standard",
         duration_ms=12,
         sequence_index=0,
         previous_tool=None,

@@ -221,7 +221,10 @@ class SessionEnd(Event, frozen=True, kw_only=True):
 
 
 class Generation(Event, frozen=True, kw_only=True):
-    """A model was called. ``cost`` in US dollars, ``duration_ms`` in milliseconds."""
+    """A model was called. ``cost`` in US dollars, ``duration_ms`` in milliseconds.
+
+    Model, provider and agent are those of the session where they are empty.
+    """
 
     message_id: str = ""
     model_id: str = ""
@@ -238,7 +241,8 @@ class ToolCall(Event, frozen=True, kw_only=True):
 
     ``sequence_index`` counts the session's tool calls from 0 and ``previous_tool``
     names the one before; the session fills in both, and ``tool_type`` from the
-    name, where they are left unset. ``error`` is cut at 500 characters.
+    name, where they are left unset. An empty ``tool_category`` is the type.
+    ``error`` is cut at 500 characters.
     """
 
     tool_name: str
@@ -285,7 +289,10 @@ class Command(Event, frozen=True, kw_only=True):
 
 
 class ContextOverflowRecovered(Event, frozen=True, kw_only=True):
-    """The model's context overflowed and the session went on."""
+    """The model's context overflowed and the session went on.
+
+    Model and provider are those of the session where they are empty.
+    """
 
     model_id: str = ""
     provider_id: str = ""

@@ -27,7 +27,7 @@ from trimaran._events import Event, SessionEnd, SessionStart
 from trimaran._forked import tell_if_forked
 from trimaran._hooks import Dropped
 from trimaran._open_blocks import OpenBlocks, WatchedBlock
-from trimaran._pipeline.collector import ToolSequence, collect
+from trimaran._pipeline.collector import Known, ToolSequence, collect
 from trimaran._pipeline.encoder import STOPS
 from trimaran._pipeline.entry import Entry
 from trimaran._pipeline.inbox import Inbox
@@ -407,6 +407,11 @@ class LiveSession(Session):
                         self.ends.open(),
                         redactor=self._redactor,
                         tools=self._tools,
+                        known=Known(
+                            model_id=self._context.model_id,
+                            provider_id=self._context.provider_id,
+                            agent=self._context.agent,
+                        ),
                         drop=self._drop,
                         tell_bug=self._tell_bug,
                     )

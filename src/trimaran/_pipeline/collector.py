@@ -16,16 +16,26 @@ import trio
 from msgspec.structs import replace
 from trio.abc import ReceiveChannel, SendChannel
 
-from trimaran._events import Event, Generation, SessionEnd, Tokens, ToolCall, tool_type_of
+from trimaran._events import (
+    ContextOverflowRecovered,
+    Event,
+    Generation,
+    SessionEnd,
+    Tokens,
+    ToolCall,
+    tool_type_of,
+)
 from trimaran._exact_sum import ExactSum
 from trimaran._pipeline.encoder import STOPS
 from trimaran._pipeline.entry import Chunk, Entry
 from trimaran._pipeline.ledger import DropReason
 from trimaran._pipeline.redact import Redactor
 
-__all__ = ["ToolSequence", "Totals", "collect"]
+__all__ = ["Known", "ToolSequence", "Totals", "collect"]
 
 UNSET = msgspec.UNSET
+
+_Event = TypeVar("_Event", bound=Event)
 
 _MOST = 1 << 53
 """Up to here a double counts exactly."""
@@ -56,6 +66,21 @@ class ToolSequence:
         self._names[index] = tool_name
         self._names.pop(index - 2, None)
         return index, self._names.get(index - 1)
+
+
+class Known:
+    """What a session knows of its model calls, where they do not say it themselves."""
+
+    def __init__(self, *, model_id: str = "", provider_id: str = "", agent: str = "") -> None:
+        known = {"model_id": model_id, "provider_id": provider_id, "agent": agent}
+        self._known = [(name, value) for name, value in known.items() if value]
+
+    def filled_into(self, event: _Event) -> _Event:
+        """*event* itself where it leaves nothing open that is known, else a copy."""
+        missing = {
+            name: value for name, value in self._known if _is_empty(getattr(event, name, None))
+        }
+        return replace(event, **missing) if missing else event
 
 
 class Totals:
@@ -92,6 +117,7 @@ async def collect(
     *,
     redactor: Redactor,
     tools: ToolSequence,
+    known: Known,
     drop: Callable[[Entry, DropReason], None],
     tell_bug: Callable[[BaseException], None],
 ) -> None:
@@ -113,7 +139,7 @@ async def collect(
                 masked_bytes = 0
             event = entry.event
             try:
-                complete = _completed(event, totals, tools)
+                complete = _completed(event, totals, tools, known)
                 masked = redactor.redact(complete)
             except STOPS:
                 raise
@@ -132,7 +158,7 @@ async def collect(
             del chunk, masked
 
 
-def _completed(event: Event, totals: Totals, tools: ToolSequence) -> Event:
+def _completed(event: Event, totals: Totals, tools: ToolSequence, known: Known) -> Event:
     """Count *event*, and fill in the fields that it leaves to the session."""
     if isinstance(event, ToolCall):
         totals.tool_calls += 1
@@ -140,10 +166,14 @@ def _completed(event: Event, totals: Totals, tools: ToolSequence) -> Event:
             event.sequence_index is UNSET
             or event.previous_tool is UNSET
             or event.tool_type is UNSET
+            or _is_empty(event.tool_category)
         ):
             return _completed_tool_call(event, tools)
     elif isinstance(event, Generation):
         totals.count_generation(event)
+        return known.filled_into(event)
+    elif isinstance(event, ContextOverflowRecovered):
+        return known.filled_into(event)
     elif isinstance(event, SessionEnd):
         return totals.complete(event)
     return event
@@ -153,12 +183,18 @@ def _completed_tool_call(event: ToolCall, tools: ToolSequence) -> ToolCall:
     index, previous = event.sequence_index, None
     if index is UNSET:
         index, previous = tools.begin(event.tool_name)
+    tool_type = _given(event.tool_type, tool_type_of(event.tool_name))
     return replace(
         event,
-        tool_type=_given(event.tool_type, tool_type_of(event.tool_name)),
+        tool_type=tool_type,
+        tool_category=tool_type if _is_empty(event.tool_category) else event.tool_category,
         sequence_index=index,
         previous_tool=_given(event.previous_tool, previous),
     )
+
+
+def _is_empty(value: object) -> bool:
+    return type(value) is str and not value
 
 
 _Value = TypeVar("_Value")
