@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from trimaran._spans import Block, Place, Spans, span_number, span_time
+from trimaran._spans import Block, Place, Spans, span_number, span_time, untimed
+
+SECOND = 1_000_000_000
+"""Nanoseconds."""
 
 
 class Clocks:
@@ -48,8 +51,8 @@ def times(block: Block, begun: float, ended: float) -> tuple[int, int]:
 
 
 def below(block: Block) -> Place:
-    """Where an event stands that happens in *block*."""
-    return 0, block.id, 0, 0
+    """Where an event stands that happens in *block*, as long as the clocks stand still."""
+    return 0, block.id, 0, 1_100 * SECOND
 
 
 def test_outside_of_all_blocks_nothing_is_kept() -> None:
@@ -155,10 +158,6 @@ def test_blocks_that_overlap_for_ever_make_no_chain() -> None:
     left(previous)
 
 
-SECOND = 1_000_000_000
-"""Nanoseconds."""
-
-
 def test_a_block_begins_by_the_clock_that_is_set_and_lasts_by_the_other() -> None:
     """To the nanosecond; whatever is done to the clock meanwhile, blocks inside are inside."""
     clocks = Clocks()
@@ -186,6 +185,37 @@ def test_a_block_that_stands_in_none_looks_at_the_clock_that_is_set() -> None:
     clocks.ahead = 500.0
     second.enter()
     assert times(second, 102.0, 103.0) == (602 * SECOND, 603 * SECOND)
+
+
+def test_what_is_lost_in_reading_moves_no_block() -> None:
+    """Clocks that are about as far apart as they were are taken to be."""
+    clocks = Clocks()
+    spans = spans_of("s", clocks=clocks)
+    for apart, start in ((0.0, 1_100 * SECOND), (-0.000_09, 1_100 * SECOND), (0.5, 1_100.5e9)):
+        clocks.ahead = 1_000.0 + apart
+        block = spans.block()
+        block.enter()
+        assert times(block, 100.0, 100.0) == (start, start)
+
+
+def test_what_happens_in_a_block_is_in_its_time() -> None:
+    """Whatever was done to the clock; what says itself when it was is taken at its word."""
+    clocks = Clocks()
+    spans = spans_of("s", clocks=clocks)
+    block = spans.block()
+    block.enter()
+    clocks.ahead -= 500.0
+    clocks.now += 0.25
+
+    place = spans.here()
+
+    assert place == (0, block.id, 0, 1_100_250_000_000)
+    assert untimed(place) == (0, block.id, 0, 0)
+    assert untimed((7, 0, 1, 2)) == (7, 0, 1, 2)
+    assert untimed(None) is None
+    clocks.now = -1_000.0
+    assert spans.here() == (0, block.id, 0, 0)
+    left(block)
 
 
 def test_a_turn_of_others_between_two_looks_does_not_count() -> None:
@@ -218,10 +248,12 @@ def test_a_clock_that_fails_costs_the_times() -> None:
     def fail() -> float:
         raise ZeroDivisionError
 
-    block = Spans("s", now=lambda: 1.0, wall_clock=fail).block()
+    spans = Spans("s", now=lambda: 1.0, wall_clock=fail)
+    block = spans.block()
 
     block.enter()
 
+    assert spans.here() == (0, block.id, 0, 0)
     assert block.leave(1.0, 2.0) == (block.id, 0, 0, 0)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeAlias
 
-__all__ = ["Block", "Place", "Spans", "nanoseconds", "span_number", "span_time"]
+__all__ = ["Block", "Place", "Spans", "nanoseconds", "span_number", "span_time", "untimed"]
 
 Place: TypeAlias = tuple[int, int, int, int]
 """The id of a span, that of the one that it stands below, when it began and when it ended.
@@ -53,6 +53,10 @@ _LOOKS = 3
 
 _AT_ONCE = 0.000_002
 """Seconds from one reading to the next, where nothing came between them."""
+
+_NOT_SET = 100_000
+"""Nanoseconds that two clocks may seem to have moved apart, and nobody has set one of them:
+blocks one after the other are not to overlap for what is lost in reading."""
 
 
 class Block:
@@ -148,6 +152,7 @@ class Spans:
         self._below = below
         self._now = now
         self._wall_clock = wall_clock
+        self._ahead: int | None = None
         self._blocks = itertools.count()  # from any thread
 
     def block(self) -> Block:
@@ -175,12 +180,19 @@ class Spans:
                     break
         except Exception:  # noqa: BLE001 - a clock is the host's own code
             return None
+        kept = self._ahead
+        if ahead is None or (kept is not None and abs(ahead - kept) <= _NOT_SET):
+            return kept
+        self._ahead = ahead
         return ahead
 
     def here(self) -> Place | None:
         """Where an event stands that happens here and now; None for outside of all blocks."""
-        above = self.above_here()
-        return (0, above, 0, 0) if above else None
+        block = self.innermost()
+        if block is None:
+            return None
+        time = 0 if block.ahead is None else block.ahead + nanoseconds(self._now())
+        return 0, block.id, 0, time if 0 < time < _LATEST else 0
 
     def above(self) -> int:
         """What a pipeline that is started here and now stands below; 0 for the root."""
@@ -220,6 +232,11 @@ def span_number(text: object) -> int:
         return int(text, 16)
     except ValueError:
         return 0
+
+
+def untimed(place: Place | None) -> Place | None:
+    """*place* for an event that says itself when it was, unless another process has said it."""
+    return place if place is None or place[0] else (0, place[1], 0, 0)
 
 
 def nanoseconds(seconds: float) -> int:

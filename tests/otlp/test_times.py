@@ -124,6 +124,7 @@ async def test_a_clock_that_is_set_moves_no_block_out_of_another(
                 capture.set_by += set_by
                 with session.tool_call("inside"):
                     capture.pass_time(1.0)
+                    session.command("inside")
             with session.tool_call("later"):
                 capture.pass_time(1.0)
             capture.set_by -= set_by
@@ -133,6 +134,7 @@ async def test_a_clock_that_is_set_moves_no_block_out_of_another(
             "session_start": (0, 0),
             "chat m": (0, 2),
             "execute_tool inside": (1, 2),
+            "command inside": (2, 2),
             "execute_tool later": (set_by + 2, set_by + 3),
             "invoke_agent": (min(0, set_by + 2), max(3, set_by + 3)),
         }

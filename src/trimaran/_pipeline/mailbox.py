@@ -32,7 +32,7 @@ from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._pipeline.memory import MemoryBudget
 from trimaran._pipeline.settled import TooLarge, settled_and_encoded
 from trimaran._settings import Settings
-from trimaran._spans import Place
+from trimaran._spans import Place, untimed
 
 __all__ = ["Mailbox"]
 
@@ -261,6 +261,7 @@ class Mailbox(trio.abc.ReceiveChannel[Chunk]):
             return DropReason.ENCODE_ERROR
         if event.timestamp is not UNSET or event.session_id is not UNSET:
             event, time = unstamped(event, time)
+            place = untimed(place)
         encoded = encode_fast(event) if is_flat else None
         if encoded is not None and len(encoded) <= self.event_bytes:
             size = len(encoded)
