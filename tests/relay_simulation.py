@@ -308,9 +308,9 @@ def _check_books(world: RelayWorld) -> None:
 
 
 def _check_what_is_left(world: RelayWorld) -> None:
-    assert world.on_disk() == []
+    assert world.on_disk() == {}
     relay = World(world.random, world.endpoint, world.folder / "relay")
-    assert relay.on_disk() == [], "left on the relay's disk"
+    assert relay.on_disk() == {}, "left on the relay's disk"
     for path in world.folder.rglob("*"):
         assert path.name not in {"relay.at", "relay.lock", "start.lock"}, path
         assert not path.is_socket(), path

@@ -32,6 +32,8 @@ class SimulatedEndpoint:
     random: Random
     trouble: float = 0.0
     """How likely an attempt is to meet with something else than success."""
+    with_token: bool = False
+    """Whether a 401 is about a token, and no lasting refusal."""
     is_withdrawn: Callable[[], bool] = lambda: False
     is_dead: Callable[[], bool] = lambda: False
     taken: dict[str, list[dict[str, object]]] = field(default_factory=dict)
@@ -85,7 +87,7 @@ class SimulatedEndpoint:
             return self._take(key, body, status)
         if status == 413:
             self.too_large.add(key)
-        if status in {301, 400, 401, 403, 413}:
+        if status in {301, 400, 403, 413} or (status == 401 and not self.with_token):
             self.turned_away.add(key)
         return self.refusal(
             trimaran.Answer(status, retry_after=random.choice([None, "1", "999999", "soon"]))
@@ -113,7 +115,7 @@ class SimulatedEndpoint:
         # A key that comes again gets the receipt of the first time, as the receiver does it.
         refused = self.refused.setdefault(key, refused)
         body = msgspec.json.encode({"rejected": [{"index": index} for index in sorted(refused)]})
-        return trimaran.Answer(status, body=body)
+        return trimaran.Answer(207 if refused else status, body=body)
 
     def refusal(self, answer: trimaran.Answer) -> trimaran.Answer:
         """*answer*, as it is put."""

@@ -48,7 +48,8 @@ WIRES: Mapping[str, Wire] = {"origin": SimulatedEndpoint, "otlp": SimulatedColle
 DRAIN = 2.0
 SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
 """Where the disks of many worlds cost no disk."""
-ENVIRON = {"SIM_TELEMETRY_URL": "https://endpoint.test"}
+URL = "https://endpoint.test"
+ENVIRON = {"SIM_TELEMETRY_URL": URL}
 
 
 class Crash(Exception):
@@ -87,18 +88,34 @@ def each_books(sessions: Iterable[trimaran.Session | Frozen]) -> Iterator[trimar
 class SimulatedDisk:
     """Runs the spool's work on a real file, at once, unless the seed or a crash forbids it."""
 
-    def __init__(self, random: Random, trouble: float, is_dead: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        random: Random,
+        trouble: float,
+        is_dead: Callable[[], bool],
+        *,
+        slowness: float = 0.5,
+    ) -> None:
         self._random = random
         self._trouble = trouble
+        self._slowness = slowness
         self._is_dead = is_dead
         self._busy = trio.Lock()
+        self.did_all = True
+        """Whether it did all that it was told, in time."""
 
     async def __call__(self, call: Callable[[], Any], /) -> Any:
-        async with self._busy:
-            return await self._run(call)
+        is_done = False
+        try:
+            async with self._busy:
+                result = await self._run(call)
+                is_done = True
+                return result
+        finally:
+            self.did_all = self.did_all and is_done
 
     async def _run(self, call: Callable[[], Any]) -> Any:
-        await trio.sleep(self._random.choice([0, 0, 0.01, 0.5]))
+        await trio.sleep(self._random.choice([0, 0, 0.01, self._slowness]))
         if self._is_dead():
             await trio.sleep_forever()
         if self._random.random() < self._trouble:
@@ -110,6 +127,29 @@ class SimulatedDisk:
         if self._is_dead():
             await trio.sleep_forever()
         return result
+
+
+class SimulatedUser:
+    """An account that somebody may log out of, and whose tokens come as the seed wants them."""
+
+    def __init__(self, random: Random, trouble: float) -> None:
+        self._random = random
+        self._trouble = trouble
+        self._tokens = 0
+        self.is_logged_in = True
+
+    async def account(self) -> trimaran.Account | None:
+        """Who is logged in; the first time somebody is."""
+        await trio.lowlevel.checkpoint()
+        return trimaran.Account(URL, "user@sim.test") if self.is_logged_in else None
+
+    async def token(self, *, refresh: bool) -> str | None:
+        """A token, or another one; none when it pleases the seed."""
+        await trio.sleep(self._random.choice([0, 0.1]) if refresh else 0)
+        if refresh and self._random.random() < self._trouble:
+            return None
+        self._tokens += refresh
+        return f"token-{self._tokens}"
 
 
 @dataclass
@@ -124,14 +164,22 @@ class World:
     """Whether the disk has room for everything."""
     disk_trouble: float = 0.0
     """How likely the disk is to fail at something."""
+    disk_slowness: float = 0.5
+    """Seconds that the disk takes for a call at most, before it does it."""
+    has_account: bool = False
+    """Whether somebody is logged in; of the endpoint, not of the second destination."""
     disk_failed: bool = False
     """Whether somebody was told that it did, or that it takes too long."""
     beside: SimulatedEndpoint | None = None
     """A second destination, if there is one."""
     sessions: list[Frozen] = field(default_factory=list)
     """Of all lives, as they were left."""
-    safe: set[str] = field(default_factory=set)
-    """Keys that were on disk when a process was killed."""
+    safe: dict[tuple[str, str], int] = field(default_factory=dict)
+    """What was on disk at the end of some life: destinations and keys, with their events."""
+    dropped_later: dict[str, int] = field(default_factory=dict)
+    """Events that leftovers() called dropped, by destination."""
+    unbooked: set[tuple[str, str]] = field(default_factory=set)
+    """What a life found that took back its consent, or was over before anybody could ask it."""
     checked: int = 0
     drained_for: list[float] = field(default_factory=list)
 
@@ -147,12 +195,13 @@ class World:
             return []
         return [trimaran.Destination(name="beside", transport=self.beside.transport())]
 
-    def on_disk(self) -> list[tuple[str, int]]:
-        """Keys and numbers of events in the spool."""
-        found: list[tuple[str, int]] = []
-        for name in self.endpoints if self.directory is not None else ():
-            found += self._on_disk_for(self.folder_of(name) / "spool.db")
-        return found
+    def on_disk(self) -> dict[tuple[str, str], int]:
+        """What is in the spool: destinations and keys, with their numbers of events."""
+        return {
+            (name, key): events
+            for name in (self.endpoints if self.directory is not None else ())
+            for key, events in self._on_disk_for(self.folder_of(name) / "spool.db")
+        }
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Where the spool of a destination lies."""
@@ -219,6 +268,9 @@ def simulate(
         lives = random.choice([1, 2, 3])
         world.has_room = random.random() < 0.7
         world.disk_trouble = random.choice([0.0, 0.0, 0.1])
+        world.disk_slowness = random.choice([0.5, 0.5, 5.0])
+    world.has_account = random.random() < 0.3
+    world.endpoint.with_token = world.has_account
     for number in range(lives):
         live(world, seed + number)
     if directory is not None:
@@ -255,12 +307,15 @@ def live(world: World, seed: int) -> None:
     instrument = ChecksBooks(sessions)
     left = ended = math.nan
     dead = False
+    switch = {"is on": True}
+    left_before = world.on_disk()
     telemetry: trimaran.Telemetry | None = None
     for endpoint in world.endpoints.values():
         endpoint.trouble = random.choice([0.0, 0.2, 0.9, 1.0])
-        endpoint.is_withdrawn = lambda: "DO_NOT_TRACK" in environ
+        endpoint.is_withdrawn = lambda: "DO_NOT_TRACK" in environ or not switch["is on"]
         endpoint.is_dead = lambda: dead
-    disk = SimulatedDisk(random, world.disk_trouble, lambda: dead)
+    disk = SimulatedDisk(random, world.disk_trouble, lambda: dead, slowness=world.disk_slowness)
+    user = SimulatedUser(random, random.choice([0.0, 0.5])) if world.has_account else None
 
     async def agent(name: int) -> None:
         assert telemetry is not None
@@ -275,14 +330,25 @@ def live(world: World, seed: int) -> None:
         nonlocal dead
         await trio.sleep(random.choice([0, 0.05, 1, 3, 10]))
         dead = True
-        on_disk = dict(world.on_disk())
-        world.safe |= on_disk.keys()
+        on_disk = world.on_disk()
+        world.safe |= on_disk
         assert telemetry is not None
         said = spooled(sessions, telemetry)
         assert said <= sum(on_disk.values()) or not world.has_room, "called safe, but not on disk"
+        check_leftovers(world, telemetry, left_before)
         world.sessions += [Frozen(session.id, session.statistics()) for session in sessions]
         sessions.clear()
         scope.cancel()
+
+    def withdraw() -> None:
+        world.unbooked |= left_before.keys()
+        match random.randrange(3):
+            case 0:
+                environ["DO_NOT_TRACK"] = "1"
+            case 1 if user is not None:
+                user.is_logged_in = False
+            case _:
+                switch["is on"] = False
 
     def tell_problem(problem: trimaran.Problem) -> None:
         world.disk_failed = world.disk_failed or problem.name == "telemetry spool failed"
@@ -292,7 +358,9 @@ def live(world: World, seed: int) -> None:
         with trio.move_on_after(random.choice([0.0, 0.3, 4, 40, 400])) as scope:
             async with trimaran.open_telemetry(
                 "sim",
+                account=user,
                 environ=environ,
+                consent=lambda: switch["is on"],
                 transport=world.endpoint.transport(),
                 destinations=world.destinations(),
                 settings=settings_of(world),
@@ -308,9 +376,9 @@ def live(world: World, seed: int) -> None:
                             nursery.start_soon(crash_at_some_time, scope)
                         for name in range(random.choice([1, 2, 6])):
                             nursery.start_soon(agent, name)
-                        if random.random() < 0.1:
+                        if random.random() < 0.15:
                             await trio.sleep(random.choice([0, 0.5, 3]))
-                            environ["DO_NOT_TRACK"] = "1"
+                            withdraw()
                 finally:
                     left = trio.current_time()
         ended = trio.current_time()
@@ -321,10 +389,46 @@ def live(world: World, seed: int) -> None:
     world.checked += instrument.checked
     world.drained_for.append(0.0 if math.isnan(left) else ended - left)
     world.sessions += [Frozen(session.id, session.statistics()) for session in sessions]
-    if telemetry is not None and not dead:
-        said = spooled(sessions, telemetry)
-        assert said <= sum(dict(world.on_disk()).values()), "called safe, but not on disk"
-        world.safe |= dict(world.on_disk()).keys()
+    if telemetry is None:
+        world.unbooked |= left_before.keys()
+    elif not dead:
+        on_disk = world.on_disk()
+        assert spooled(sessions, telemetry) <= sum(on_disk.values()), "called safe, but not on disk"
+        world.safe |= on_disk
+        check_leftovers(world, telemetry, left_before)
+        if world.endpoint.is_withdrawn() and disk.did_all:
+            assert on_disk == {}, "on disk without consent"
+
+
+def check_leftovers(
+    world: World, telemetry: trimaran.Telemetry, left: Mapping[tuple[str, str], int]
+) -> None:
+    """What must hold of what a life found on disk, and keep what it gave up of that."""
+    for name, books in by_destination(telemetry.leftovers()).items():
+        endpoint = world.endpoints[name]
+        confirmed = sum(
+            len(confirmed_in(endpoint, key))
+            for key in endpoint.taken
+            if any((name, whole) in left for whole in wholes_of(key))
+        )
+        assert books.delivered <= confirmed, (books, confirmed)
+        world.dropped_later[name] = world.dropped_later.get(name, 0) + books.dropped_total
+
+
+def wholes_of(key: str) -> list[str]:
+    """The keys of what a batch may be a part of, and its own."""
+    parts = key.split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts) + 1)]
+
+
+def confirmed_in(endpoint: SimulatedEndpoint, key: str) -> list[Mapping[str, object]]:
+    """The host's own events that the endpoint took and did not refuse, in the batch of *key*."""
+    return [
+        event
+        for index, event in enumerate(endpoint.taken[key])
+        if not str(event.get("error_name", "")).startswith("Telemetry")
+        and index not in endpoint.refused[key]
+    ]
 
 
 def spooled(sessions: list[trimaran.Session], telemetry: trimaran.Telemetry) -> int:
@@ -340,11 +444,12 @@ def live_healthily(world: World, seed: int) -> None:
         endpoint.trouble = 0.0
         endpoint.is_withdrawn = endpoint.is_dead = lambda: False
     disk = SimulatedDisk(world.random, 0.0, lambda: False)
-    left = dict(world.on_disk())
+    left = world.on_disk()
 
     async def main() -> None:
         async with trimaran.open_telemetry(
             "sim",
+            account=SimulatedUser(world.random, 0.0) if world.has_account else None,
             environ=ENVIRON,
             transport=world.endpoint.transport(),
             destinations=world.destinations(),
@@ -357,19 +462,20 @@ def live_healthily(world: World, seed: int) -> None:
         ) as telemetry:
             await trio.sleep(10_000)
         each = by_destination(telemetry.leftovers())
-        # What an earlier life was told is too large still is: one event alone is given up.
-        assert all(books.dropped.keys() <= {"too_large"} for books in each.values()), each
+        # What an earlier life was told is too large, or bad, still is: such events are given up.
+        assert all(books.dropped.keys() <= {"too_large", "rejected"} for books in each.values()), (
+            each
+        )
         decided = sum(books.delivered + books.dropped_total for books in each.values())
         assert decided == sum(books.tracked for books in each.values()) == sum(left.values()), each
+        check_leftovers(world, telemetry, left)
 
     with files_of_a_process():  # a disk that is slow at the end leaves them to the kernel
         in_a_seeded_run(main, seed)
-    assert world.on_disk() == []
-    for endpoint in world.endpoints.values():
-        left = {key: events for key, events in left.items() if key not in endpoint.taken}
-        # Taken apart, it went by other keys.
-        left = {key: events for key, events in left.items() if key not in endpoint.too_large}
-    assert left == {}
+    assert world.on_disk() == {}
+    for name, key in left:
+        endpoint = world.endpoints[name]
+        assert key in endpoint.taken or key in endpoint.too_large  # taken apart, it had other keys
 
 
 @dataclass(frozen=True)
@@ -426,8 +532,22 @@ def check(world: World) -> None:
     assert all(seconds <= DRAIN + 0.2 for seconds in world.drained_for), "past its deadline"
     for name, endpoint in world.endpoints.items():
         assert endpoint.wrong == []
+        check_safe(world, name, endpoint)
         for session in world.sessions:
             check_fates(world, name, endpoint, session)
+
+
+def check_safe(world: World, name: str, endpoint: SimulatedEndpoint) -> None:
+    """What was on disk at the end of a life reached the endpoint, or is in a book as given up."""
+    missing = {
+        key: events
+        for (where, key), events in world.safe.items()
+        if where == name and key not in endpoint.taken and key not in endpoint.turned_away
+        if (name, key) not in world.unbooked
+    }
+    # What makes room for others may go right before a crash, and come into no book.
+    if world.has_room:
+        assert sum(missing.values()) <= world.dropped_later.get(name, 0), missing
 
 
 def check_fates(world: World, name: str, endpoint: SimulatedEndpoint, session: Frozen) -> None:
@@ -439,7 +559,8 @@ def check_fates(world: World, name: str, endpoint: SimulatedEndpoint, session: F
     for key, events in endpoint.taken.items():
         if not events or events[0]["session_id"] != session.id:
             continue
-        for index, event in enumerate(events):
+        confirmed += len(confirmed_in(endpoint, key))
+        for event in events:
             command = str(event.get("command_name", ""))
             if command:
                 owner, number = command.split(":")
@@ -448,8 +569,6 @@ def check_fates(world: World, name: str, endpoint: SimulatedEndpoint, session: F
                 # later life.
                 assert int(number) > last_number or world.disk_failed, "out of order"
                 last_number = int(number)
-            is_report = str(event.get("error_name", "")).startswith("Telemetry")
-            confirmed += not is_report and index not in endpoint.refused[key]
     assert books.delivered <= confirmed, (books, confirmed)
     if world.directory is None:
         assert books.pending == 0, books

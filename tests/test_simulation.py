@@ -10,11 +10,19 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from trimaran._pipeline.sender import Sender
+from trimaran._spool.file import SpoolFile
+from trimaran._spool.keeper import SpoolKeeper
+
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from trimaran._pipeline.batch import Batch
+    from trimaran._pipeline.ledger import DropReason
 
 
 def _load(name: str) -> ModuleType:
@@ -162,3 +170,70 @@ def test_spans_that_are_taken_for_others_are_noticed(monkeypatch: pytest.MonkeyP
     assert "one id, two spans" in world.endpoint.wrong
     with pytest.raises(AssertionError):
         simulation.check(world)
+
+
+def _is_noticed(what: str) -> bool:
+    """Whether some world of a few fails for that."""
+    for seed in range(100):
+        with tempfile.TemporaryDirectory(dir=simulation.SHARED_MEMORY) as directory:
+            try:
+                simulation.check(simulation.simulate(seed, pathlib.Path(directory) / "spool"))
+            except AssertionError as error:
+                if what in str(error):
+                    return True
+            except BaseExceptionGroup as errors:
+                if what in str(errors.exceptions):
+                    return True
+    return False
+
+
+def test_a_disk_that_keeps_what_was_withdrawn_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: a keeper that only says that it emptied the disk is found out."""
+
+    async def says_so(_keeper: SpoolKeeper, _handed_by: str | None) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    monkeypatch.setattr(SpoolKeeper, "_withdraw", says_so)
+    monkeypatch.setattr(SpoolFile, "withdraw", lambda _file: None)
+
+    assert _is_noticed("on disk without consent")
+
+
+def test_leftovers_that_are_lost_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: a batch of an earlier life that leaves the disk as delivered, though
+    it was given up, is found out.
+    """
+    drop = Sender._drop
+
+    def delivered(sender: Sender, batch: Batch, reason: DropReason) -> bool:
+        if batch.body is not None or batch.kept is None:
+            return drop(sender, batch, reason)
+        sender._ledger.deliver(batch.tracked)
+        batch.kept.decided(batch.tracked)
+        return True
+
+    monkeypatch.setattr(Sender, "_drop", delivered)
+
+    assert _is_noticed("Statistics(")
+
+
+def test_what_was_safe_and_never_arrives_is_noticed() -> None:
+    """The check can fail: an endpoint that forgets what came from the disk is found out."""
+    found = 0
+    for seed in range(30):
+        with tempfile.TemporaryDirectory(dir=simulation.SHARED_MEMORY) as directory:
+            world = simulation.simulate(seed, pathlib.Path(directory) / "spool")
+        arrived = {
+            key for _, key in world.safe.keys() - world.unbooked
+        } & world.endpoint.taken.keys()
+        # What the endpoint turned away at some time, or a life gave up, need not be there.
+        arrived -= world.endpoint.turned_away
+        if arrived and world.has_room and not world.dropped_later.get("endpoint"):
+            for key in arrived:
+                del world.endpoint.taken[key]
+            with pytest.raises(AssertionError):
+                simulation.check_safe(world, "endpoint", world.endpoint)
+            found += 1
+
+    assert found > 2
