@@ -204,7 +204,9 @@ def test_what_is_under_way_is_not_taken_apart(file: SpoolFile, tmp_path: Path) -
 
     assert file.losses == 1
     assert rows(tmp_path / "state") == ["c"]
-    file.close()
     shutil.rmtree(tmp_path / "state")
+    file.remove(["c"])
+    assert not (tmp_path / "state").exists()  # nothing is made to find nothing
+    assert file.losses == 2
     file.put("d", b"{}", events=1, reports=0)
-    assert file.losses == 1  # it was not in use
+    assert file.losses == 2  # it was not in use

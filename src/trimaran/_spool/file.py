@@ -275,6 +275,8 @@ class SpoolFile:
         Raises:
             SpoolError: they stay, and will be sent once more with the same keys.
         """
+        if not self._is_there():
+            return
         with self._transaction() as database:
             database.executemany(
                 "DELETE FROM batches WHERE key = ? AND owner = ?",
