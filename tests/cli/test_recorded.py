@@ -311,3 +311,19 @@ async def test_a_session_that_was_put_aside_is_counted_once(
     assert len(arrived) == sessions.books().sessions == 3
     assert len(sessions.books().rows) == 1
     assert sessions.made == 6
+
+
+async def test_a_session_that_was_put_aside_goes_on_as_what_it_was() -> None:
+    """With its id, also where the recording names none, and with all that it came to."""
+    end = SessionEnd(timestamp=9_000)
+
+    arrived, sessions = await replayed(
+        [(call(1), None), (call(2), "s"), (call(3), None), (end, "s")],
+        lambda t, n: RecordedSessions(t, n, most_open=1),
+    )
+
+    assert len(arrived) == sessions.books().sessions == 2
+    ends = [
+        event for events in arrived.values() for event in events if isinstance(event, SessionEnd)
+    ]
+    assert {one.tool_call_count for one in ends} == {1, 2}

@@ -79,9 +79,11 @@ def _sum(one: Statistics, other: Statistics) -> Statistics:
 class _Course:
     """What a session came to so far, for as long as the recording is read."""
 
-    __slots__ = ("_first", "_last", "_totals", "has_ended", "project_id")
+    __slots__ = ("_first", "_last", "_totals", "has_ended", "project_id", "session_id")
 
-    def __init__(self, project_id: str) -> None:
+    def __init__(self, session_id: str | None, project_id: str) -> None:
+        self.session_id = session_id
+        """None until it is open, where the recording names none."""
         self.project_id = project_id
         self.has_ended = False
         self._first: int | None = None
@@ -101,12 +103,16 @@ class _Course:
             if self._first is None:
                 self._first = event.timestamp
 
+    def complete(self, end: SessionEnd) -> SessionEnd:
+        """*end* with the totals so far in place of those that it leaves unset."""
+        return self._totals.complete(end)
+
     def end(self) -> SessionEnd:
         """The end that the recording lacks."""
         if self._first is None or self._last is None:
-            return self._totals.complete(SessionEnd())
+            return SessionEnd()
         duration = max(0, self._last - self._first)
-        return self._totals.complete(SessionEnd(timestamp=self._last, duration_ms=duration))
+        return SessionEnd(timestamp=self._last, duration_ms=duration)
 
 
 class _Recorded:
@@ -122,6 +128,9 @@ class _Recorded:
 
     async def send(self, event: Event) -> None:
         """Hand *event* over, waiting for room; a cancel leaves it untracked."""
+        if isinstance(event, SessionEnd):
+            # The pipeline knows only what came since the session was put aside.
+            event = self.course.complete(event)
         await self.session.send(event)
         self.course.add(event)
 
@@ -189,7 +198,7 @@ class RecordedSessions:
             return await self._reopened(key, course)
         start = event if isinstance(event, SessionStart) else None
         project_id = self._project_id or (start.project_id if start else "")
-        course = self._courses[key] = _Course(project_id)
+        course = self._courses[key] = _Course(key, project_id)
         recorded = await self._reopened(key, course)
         if start is None:
             self.made += 1
@@ -213,11 +222,12 @@ class RecordedSessions:
     ) -> None:
         """Keep a session open until it is closed, and then until it is delivered."""
         async with self._telemetry.session(
-            session_id=key,
+            session_id=course.session_id,
             parent_session_id=self._parent_id,
             project_id=course.project_id,
             announce=False,
         ) as session:
+            course.session_id = session.id
             self._unsettled.add(session)
             recorded = _Recorded(session, course)
             task_status.started(recorded)
