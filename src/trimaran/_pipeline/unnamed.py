@@ -17,7 +17,7 @@ __all__ = ["mask_commands", "mask_prose"]
 _ARGUMENT = r"""(?: (?P<quote>["']) [^"'\n]{1,256} | [^\s"'|;&][^\s"']{0,255} )"""
 """Of a command line: what is in quotes, which may hold spaces, or a word."""
 
-_CURL = r"""(?<![\w\-]) (?: -u | --(?:proxy-)?user ) (?:\s{1,4}|=)?+"""
+_CURL = r"""(?<![\w\-]) (?: -(?-i:[a-zA-Z]{0,8}?[uU]) | --(?:proxy-)?user ) (?:\s{1,4}|=)?+"""
 _USER = r"""[^\s:"'@/]{1,64} : (?!//)"""
 _MIXED = r"""(?=[^\s"'`]{0,64}\d) (?=[^\s"'`]{0,64}[A-Za-z]) [^\s"'`:,;()]{6,256}"""
 _ODD = r"""(?=[^\s"'`]{0,255}[\d@\#$%^&*_+=~]) [^\s"'`]{3,256}"""
@@ -31,9 +31,9 @@ _COMMANDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     # curl -u name:password https://...
     *((tool, _pattern(rf"{_CURL} {_USER}", r"[^\s\"']{1,256}")) for tool in ("curl", "wget")),
     *((tool, _pattern(rf"{_CURL} [\"'] {_USER}", r"[^\"'\n]{1,256}")) for tool in ("curl", "wget")),
-    # mysql -u root -ppassword, sshpass -p password, docker login -p password
+    # mysql -u root -ppassword, sshpass -p password, docker login -p password; -P is a port
     *(
-        (tool, _pattern(rf"{tool}\w{{0,8}} [^\n|;&]{{0,256}}? \s-p [ =]{{0,4}}+", _ARGUMENT))
+        (tool, _pattern(rf"{tool}\w{{0,8}} [^\n|;&]{{0,256}}? \s(?-i:-p) [ =]{{0,4}}+", _ARGUMENT))
         for tool in ("mysql", "mariadb", "sshpass", "login")
     ),
     # machine example.com login name password word, of a file .netrc
@@ -50,7 +50,10 @@ _COMMANDS: tuple[tuple[str, re.Pattern[str]], ...] = (
 """Each with what is in every text that it matches, in lower case."""
 
 _PROSE = _pattern(
-    r"""(?: pass(?:word|wd|phrase|code) | token | secret | (?:api[_\-]?)key (?=\s) | key (?=\s{1,4}is\s) ) \s{1,4} (?P<is> is \s{1,4} ["'`]?+ )?+""",
+    r"""
+    (?: pass(?:word|wd|phrase|code) | token | secret | api[_\-]?key | key (?=\s{1,4}is\s) )
+    \s{1,4} (?P<is> is \s{1,4} ["'`]?+ )?+
+    """,
     # Part letters, part digits is no plain word, "the token abc123 is expired"; behind "is" nor
     # is what has another sign in it: "password is required" says no secret.
     rf"(?(is) {_ODD} | {_MIXED} )",
