@@ -161,6 +161,41 @@ async def test_what_was_on_disk_alone_is_dropped(file: SpoolFile, tmp_path: Path
     await keeper.aclose()
 
 
+async def test_what_goes_on_from_memory_is_taken_back_as_what_is_on_disk(
+    file: SpoolFile, tmp_path: Path
+) -> None:
+    """By whoever handed it over, also after the removal; until its fate is known."""
+    keeper = SpoolKeeper(
+        file, run=at_once, now=trio.current_time, diagnostics=Diagnostics(trio.current_time)
+    )
+    books = Ledger()
+    books.track(5)
+    hands = {"sent": "me", "waits": "me", "done": "me", "read": "me", "theirs": "them"}
+    batches = {
+        batch.key: batch
+        for batch in await keeper.keep(
+            [Batch(key=key, body=b"{}", events=1, handed_by=hands[key]) for key in hands], books
+        )
+    }
+    places = {key: batch.kept for key, batch in batches.items() if batch.kept is not None}
+    assert await keeper.body_of(batches["sent"]) == b"{}"
+    shutil.rmtree(tmp_path / "state")
+    await keeper.keep([Batch(key="later", body=b"{}", events=1, handed_by="them")], Ledger())
+    await keeper.remove(batches["done"])
+    assert await keeper.body_of(msgspec.structs.replace(batches["read"], body=None)) is None
+
+    assert await keeper.withdraw_of("me")
+
+    assert [key for key, kept in places.items() if kept.is_withdrawn] == ["sent", "waits"]
+    assert await keeper.also_handed_by("heir", ["theirs"])
+    assert await keeper.withdraw_of("heir")
+    assert places["theirs"].is_withdrawn
+    assert rows(tmp_path / "state") == ["later"]
+    statistics = books.statistics()  # the sender drops what it was to send
+    assert (statistics.spooled, statistics.dropped) == (0, {"consent_withdrawn": 1})
+    await keeper.aclose()
+
+
 async def test_a_file_that_goes_while_a_batch_is_put_keeps_nothing(
     file: SpoolFile, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -57,6 +57,8 @@ class SpoolKeeper:
         self._diagnostics = diagnostics
         self._is_withdrawn = is_withdrawn
         self._kept: dict[str, KeptBatch] = {}
+        self._lost: dict[str, KeptBatch] = {}
+        """What somebody removed with the file, and whose fate is open: it goes on from memory."""
         self._decided: dict[str, None] = {}
         """Keys of batches whose fate is known, and which are still on disk; in their order."""
         self._evicted: list[Evicted] = []
@@ -159,6 +161,7 @@ class SpoolKeeper:
             body = await self._read(batch.key, kept)
         if kept.is_lost:
             if body is None:
+                self._lost.pop(batch.key, None)
                 kept.ledger.drop(DropReason.CONSENT_WITHDRAWN, kept.events)  # as in _read()
             return body
         kept.is_being_sent = body is not None and kept.is_on_disk
@@ -216,6 +219,7 @@ class SpoolKeeper:
         life. A cancel, or a disk that fails, puts it off.
         """
         self._kept.pop(batch.key, None)
+        self._lost.pop(batch.key, None)
         self._decided[batch.key] = None
         is_delivered = batch.kept is not None and batch.kept.is_delivered
         if is_delivered and self._kept and len(self._decided) < _MOST_DECIDED:
@@ -292,7 +296,7 @@ class SpoolKeeper:
         def not_theirs() -> list[KeptBatch]:
             return [
                 kept
-                for key, kept in self._kept.items()
+                for key, kept in (*self._kept.items(), *self._lost.items())
                 if any(key == whole or key.startswith(f"{whole}.") for whole in keys)
                 and handed_by not in hands_of(kept.handed_by)
             ]
@@ -316,6 +320,9 @@ class SpoolKeeper:
         for key, kept in list(self._kept.items()):
             if handed_by in hands_of(kept.handed_by):
                 self._evict(key, DropReason.CONSENT_WITHDRAWN)
+        for kept in self._lost.values():
+            if handed_by in hands_of(kept.handed_by):
+                kept.is_withdrawn = True
         return await self._withdraw(handed_by)
 
     async def _withdraw(self, handed_by: str | None) -> bool:
@@ -381,10 +388,11 @@ class SpoolKeeper:
             return []
         self._losses = self._file.losses
         self._diagnostics.warn("telemetry spool failed", error="somebody removed its file")
-        lost, self._kept = list(self._kept.values()), {}
-        for kept in lost:
+        lost, self._kept = self._kept, {}
+        for kept in lost.values():
             kept.lost()
-        return lost
+        self._lost |= lost
+        return list(lost.values())
 
     def _book(self) -> None:
         """Book what had to leave the disk; also what a call that nobody waited for evicted."""
