@@ -235,11 +235,14 @@ class LiveSession(Session):
 
     async def say_all(self) -> None:
         """Return when no block is open, and all is decided that was tracked until then."""
-        await self.flush(timeout=math.inf)
-        while self._open_blocks:
+        while True:
+            # What ends during the flush is tracked behind its mark.
+            was_open = bool(self._open_blocks)
+            await self.flush(timeout=math.inf)
+            if not (was_open or self._open_blocks):
+                return
             # They are left in any thread, and nobody is told.
             await trio.sleep(_LOOK_AGAIN)
-            await self.flush(timeout=math.inf)
 
     def statistics(self) -> Statistics:
         """See :meth:`Session.statistics`."""

@@ -1,6 +1,6 @@
 """Which blocks of a session are under way: what it will say something of.
 
-In: blocks that are entered and left, in any thread. Out: whether one is open.
+In: blocks that are entered, left and done with, in any thread. Out: whether one is open.
 Does not know: what is measured in a block, which span it is.
 """
 
@@ -12,7 +12,7 @@ __all__ = ["OpenBlocks", "WatchedBlock"]
 
 
 class OpenBlocks:
-    """The blocks of one session that were entered and not left."""
+    """The blocks of one session that were entered, and whose event is not tracked yet."""
 
     def __init__(self) -> None:
         # By identity; adding and discarding are single steps, from any thread.
@@ -43,5 +43,8 @@ class WatchedBlock:
 
     def leave(self, begun: float, ended: float) -> Place | None:
         """See :meth:`Block.leave`; None where it is no span."""
-        self._open.discard(self)
         return None if self._span is None else self._span.leave(begun, ended)
+
+    def done(self) -> None:
+        """See :meth:`Block.done`; only now is it open no more."""
+        self._open.discard(self)

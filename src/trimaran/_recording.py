@@ -89,6 +89,7 @@ class _Track(Protocol):
 class _Block(Protocol):
     def enter(self) -> None: ...
     def leave(self, begun: float, ended: float) -> Place | None: ...
+    def done(self) -> None: ...
 
 
 class _Measure(abc.ABC):
@@ -122,8 +123,11 @@ class _Measure(abc.ABC):
         if self._block is None:
             self._track(self._event(duration_ms, error))
         else:
-            place = self._block.leave(self._begun, ended)
-            self._track(self._event(duration_ms, error), place)
+            try:
+                place = self._block.leave(self._begun, ended)
+                self._track(self._event(duration_ms, error), place)
+            finally:
+                self._block.done()
 
     @abc.abstractmethod
     def _event(self, duration_ms: int, error: BaseException | None) -> Event:

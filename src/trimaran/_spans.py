@@ -115,6 +115,9 @@ class Block:
         start, end = self.ahead + nanoseconds(begun), self.ahead + nanoseconds(ended)
         return (own, above, start, end) if 0 < start <= end < _LATEST else (own, above, 0, 0)
 
+    def done(self) -> None:
+        """What it came to is tracked, or lost: nothing to a span."""
+
 
 _innermost: ContextVar[Block | None] = ContextVar("trimaran_block", default=None)
 """The block of this context that was entered last, of whichever session."""

@@ -13,8 +13,10 @@ import trio
 import trio.testing
 
 import trimaran
+from trimaran._children import Children
 from trimaran._environment import parent_in
 from trimaran._handover import ATTACHED
+from trimaran._open_blocks import OpenBlocks
 from trimaran._process import ProcessSendChannel, connect
 
 if TYPE_CHECKING:
@@ -144,6 +146,60 @@ async def test_a_child_in_the_middle_of_something_is_waited_for(
         assert session.statistics().from_children == 2
         assert names(capture)[-1] == "SessionEnd"
         done.set()
+
+
+@pytest.mark.parametrize("is_for", [(-1.0, 0.5), (0.5, 2.0)])
+async def test_what_ends_while_the_rest_is_handed_over_is_in(
+    is_for: tuple[float, float],
+    home: Home,
+    capture: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The parent takes its time: what a child was in the middle of when it was asked ends
+    meanwhile; or it begins something then that is under way when the parent has it all.
+    """
+    take, done = Children._take, trio.Event()
+    begins, ends = is_for
+
+    async def take_late(self: Children, child: str, key: str, body: bytes) -> None:
+        await trio.sleep(1)
+        await take(self, child, key, body)
+
+    async def work(child: trimaran.Session, asked_at: float) -> None:
+        await trio.sleep_until(asked_at + begins)
+        with child.tool_call("bash"):
+            await trio.sleep_until(asked_at + ends)
+
+    monkeypatch.setattr(Children, "_take", take_late)
+    async with trio.open_nursery() as nursery:
+        async with home.open(capture, drain_timeout=10.0) as telemetry:
+            async with telemetry.session() as session:
+                child: trimaran.Session = await nursery.start(live, session.to_env({}), done)
+                asked_at = trio.current_time() + 2
+                nursery.start_soon(work, child, asked_at)
+                await trio.sleep_until(asked_at)
+                child.track(INIT)
+        done.set()
+
+    assert names(capture) == ["SessionStart", "Command", "ToolCall", "SessionEnd"]
+    assert child.statistics().dropped == {}
+
+
+def test_a_block_is_open_until_its_event_is_tracked() -> None:
+    """Who looks from another thread meanwhile would think that all had been said."""
+    blocks, seen = OpenBlocks(), list[bool]()
+
+    def track(_event: trimaran.Event, _place: object = None) -> None:
+        seen.append(bool(blocks))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        with trimaran.BridgeMeasure(track, lambda: 0.0, "sql.execute", blocks.block(None)):
+            pass
+
+    assert seen == [True]
+    assert not blocks
 
 
 async def test_a_child_that_cannot_say_it_all_is_waited_for_in_vain_no_longer_than_before(
