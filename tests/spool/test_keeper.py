@@ -195,6 +195,34 @@ async def test_a_disk_that_fails_puts_the_removal_off(world: World) -> None:
     assert world.rows() == ["c"]
 
 
+async def test_what_is_put_again_does_not_leave_with_what_was_decided_before(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who put it did not hear that it was on disk, and puts it again; another leaves then."""
+    [done] = await world.put("a")
+    world.disk.seconds = 2 * PATIENCE
+    [batch] = await world.put("b")
+    assert batch.kept is None
+    assert world.rows() == ["a", "b"]
+    world.disk.seconds = 0.5
+    await trio.sleep(REST)
+    assert await world.keeper.body_of(msgspec.structs.replace(done, body=None))  # it is well again
+    world.fate(done, delivered=False)
+    again: list[Batch] = []
+
+    async def put_again() -> None:
+        again.extend(await world.keeper.keep([batch], world.ledger))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put_again)
+        await trio.sleep(0.25)
+        nursery.start_soon(world.keeper.remove, done)
+
+    assert again[0].kept is not None
+    assert world.rows() == ["b"]
+    assert world.books() == (2, 2, {"rejected": 2})
+
+
 async def test_what_is_too_old_of_our_own_is_dropped_in_its_sessions_books(world: World) -> None:
     """Taking over looks at all that is old; what another book has is not booked again."""
     await world.put("a")

@@ -79,10 +79,9 @@ class SpoolKeeper:
                 await self.withdraw()
             return list(batches)
         withdrawals = self._withdrawals
-        decided = list(self._decided)
         try:
-            elsewhere, losses = await self._disk.do_soon(
-                lambda: self._put(batches, decided, withdrawals)
+            elsewhere, decided, losses = await self._disk.do_soon(
+                lambda: self._put(batches, withdrawals)
             )
         except SpoolError as error:
             if isinstance(error, SpoolBusy) and error.is_under_way:
@@ -111,18 +110,16 @@ class SpoolKeeper:
             for batch, place in zip(batches, places, strict=True)
         ]
 
-    def _put(
-        self, batches: Sequence[Batch], decided: Sequence[str], withdrawals: int
-    ) -> tuple[set[str], int]:
-        """Put *batches* on disk, and take those off whose fate was *decided*; beside the tasks.
+    def _put(self, batches: Sequence[Batch], withdrawals: int) -> tuple[set[str], list[str], int]:
+        """Put *batches* on disk, and take those off whose fate is known; beside the tasks.
 
         Nothing is put if consent was withdrawn meanwhile. Gives the keys that are elsewhere,
-        and how often the file had been removed until then.
+        those that were taken off, and how often the file had been removed until then.
         """
         evicted: list[Evicted] = []
         elsewhere: set[str] = set()
         with self._file.together():
-            self._file.remove(decided)
+            decided = self._take_off()
             for batch in batches if self._withdrawals == withdrawals else ():
                 if self._file.is_elsewhere(batch.key):
                     elsewhere.add(batch.key)
@@ -137,7 +134,16 @@ class SpoolKeeper:
                     traceparent=batch.traceparent,
                 )
         self._evicted += evicted
-        return elsewhere, self._file.losses
+        return elsewhere, decided, self._file.losses
+
+    def _take_off(self) -> list[str]:
+        """Take those off the disk whose fate is known; beside the tasks. Gives their keys.
+
+        Known now: while its turn was waited for, one may have been handed over and put again.
+        """
+        decided = list(self._decided)
+        self._file.remove(decided)
+        return decided
 
     @property
     def is_in_use(self) -> bool:
@@ -225,9 +231,8 @@ class SpoolKeeper:
         if is_delivered and self._kept and len(self._decided) < _MOST_DECIDED:
             await trio.lowlevel.checkpoint()
             return
-        decided = list(self._decided)
         try:
-            await self._disk.do_soon(lambda: self._file.remove(decided))
+            decided = await self._disk.do_soon(self._take_off)
         except SpoolError as error:
             self._diagnostics.warn("telemetry spool failed", error=str(error))
         else:
@@ -342,7 +347,6 @@ class SpoolKeeper:
         """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. Nothing is sent any more;
         what is kept stays, unless consent is gone.
         """
-        decided = list(self._decided)
         is_to_go = self.is_in_use and self._is_withdrawn()
         if is_to_go:
             for kept in self._kept.values():
@@ -353,8 +357,8 @@ class SpoolKeeper:
             try:
                 if is_to_go:
                     self._file.withdraw()
-                elif decided:
-                    self._file.remove(decided)
+                elif self._decided:
+                    self._take_off()
             finally:
                 self._file.close()
 
