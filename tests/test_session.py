@@ -480,6 +480,84 @@ async def test_what_ends_a_program_goes_through() -> None:
     assert (books.tracked, books.delivered, books.dropped) == (4, 3, {"bug": 1})
 
 
+def must_be_a_list(event: Any) -> None:
+    """What a host's class checks when one of its events is made."""
+    if type(event.labels) is not list:
+        raise TypeError("labels must be a list")
+
+
+class CheckedGeneration(trimaran.Generation, frozen=True, kw_only=True):
+    """A generation that checks what it is made of."""
+
+    labels: list[str]
+
+    def __post_init__(self) -> None:
+        must_be_a_list(self)
+
+
+class CheckedCall(trimaran.ToolCall, frozen=True, kw_only=True):
+    """A tool call that does."""
+
+    labels: list[str]
+
+    def __post_init__(self) -> None:
+        must_be_a_list(self)
+
+
+class CheckedOverflow(trimaran.ContextOverflowRecovered, frozen=True, kw_only=True):
+    """A recovery that does."""
+
+    labels: list[str]
+
+    def __post_init__(self) -> None:
+        must_be_a_list(self)
+
+
+class CheckedError(trimaran.ErrorEvent, frozen=True, kw_only=True):
+    """An error that does, and has a text that may be cut."""
+
+    labels: list[str]
+
+    def __post_init__(self) -> None:
+        must_be_a_list(self)
+
+
+class CheckedEnd(trimaran.SessionEnd, frozen=True, kw_only=True):
+    """An end that does."""
+
+    labels: list[str]
+
+    def __post_init__(self) -> None:
+        must_be_a_list(self)
+
+
+@pytest.mark.parametrize("stamps", [{}, {"timestamp": 5, "session_id": "s"}])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (CheckedGeneration, {"finish_reason": "stop"}),
+        (CheckedCall, {"tool_name": "bash"}),
+        (CheckedOverflow, {}),
+        (
+            CheckedError,
+            {"error_name": "E", "error_message": "a " * 30_000, "context": "b " * 5_000},
+        ),
+        (CheckedEnd, {"duration_ms": 1}),
+    ],
+)
+async def test_a_class_checks_an_event_once(
+    kind: Any, fields: dict[str, Any], stamps: dict[str, Any]
+) -> None:
+    """When it is made; not again when the session fills it in, in the form in which it waits."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session(model_id="m") as session:
+        session.track(kind(**fields, **stamps, labels=["a"]))
+        await trio.to_thread.run_sync(session.track, kind(**fields, **stamps, labels=["a"]))
+
+    assert not session.statistics().dropped
+    assert [event.labels for event in capture.events(kind)] == [["a"]] * 2
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -27,7 +27,7 @@ from trimaran._events import (
 )
 from trimaran._exact_sum import ExactSum
 from trimaran._pipeline.encoder import STOPS
-from trimaran._pipeline.entry import Chunk, Entry
+from trimaran._pipeline.entry import Chunk, Entry, with_fields
 from trimaran._pipeline.ledger import DropReason
 from trimaran._pipeline.redact import Redactor
 
@@ -80,7 +80,7 @@ class Known:
         missing = {
             name: value for name, value in self._known if _is_empty(getattr(event, name, None))
         }
-        return replace(event, **missing) if missing else event
+        return with_fields(event, missing) if missing else event
 
 
 class Totals:
@@ -102,12 +102,12 @@ class Totals:
 
     def complete(self, event: SessionEnd) -> SessionEnd:
         """*event* with the totals so far in place of those that it leaves unset."""
-        return replace(
-            event,
-            total_cost=_given(event.total_cost, self.cost.value),
-            total_tokens=_given(event.total_tokens, self.tokens),
-            tool_call_count=_given(event.tool_call_count, self.tool_calls),
-        )
+        totals = {
+            "total_cost": _given(event.total_cost, self.cost.value),
+            "total_tokens": _given(event.total_tokens, self.tokens),
+            "tool_call_count": _given(event.tool_call_count, self.tool_calls),
+        }
+        return with_fields(event, totals)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -184,13 +184,13 @@ def _completed_tool_call(event: ToolCall, tools: ToolSequence) -> ToolCall:
     if index is UNSET:
         index, previous = tools.begin(event.tool_name)
     tool_type = _given(event.tool_type, tool_type_of(event.tool_name))
-    return replace(
-        event,
-        tool_type=tool_type,
-        tool_category=tool_type if _is_empty(event.tool_category) else event.tool_category,
-        sequence_index=index,
-        previous_tool=_given(event.previous_tool, previous),
-    )
+    completed = {
+        "tool_type": tool_type,
+        "tool_category": tool_type if _is_empty(event.tool_category) else event.tool_category,
+        "sequence_index": index,
+        "previous_tool": _given(event.previous_tool, previous),
+    }
+    return with_fields(event, completed)
 
 
 def _is_empty(value: object) -> bool:

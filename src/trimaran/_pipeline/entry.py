@@ -6,16 +6,20 @@ Does not know: where anything waits, and for what.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import trio
+from msgspec.structs import force_setattr
 
 from trimaran._events import UNSET, Event
 from trimaran._spans import Place
 
-__all__ = ["Chunk", "Entry", "Flush", "gather", "shortened", "unstamped"]
+__all__ = ["Chunk", "Entry", "Flush", "gather", "shortened", "unstamped", "with_fields"]
+
+_Event = TypeVar("_Event", bound=Event)
 
 ENTRY_OVERHEAD = 500
 """Bytes that an event takes beside its encoded form while it waits: the object, the
@@ -107,13 +111,25 @@ def gather(marks: list[Flush], mark: Flush) -> None:
     marks.append(mark)
 
 
+def with_fields(event: _Event, fields: Mapping[str, object]) -> _Event:
+    """A copy of *event* with other values in *fields*.
+
+    A ``__post_init__`` of its class is not called, as it would be by ``replace()``: it has seen
+    the event, and would not know its other values again in the form in which they wait.
+    """
+    copied = copy.copy(event)
+    for name, value in fields.items():
+        force_setattr(copied, name, value)
+    return copied
+
+
 def unstamped(event: Event, time: float | None) -> tuple[Event, float | None]:
     """*event* without stamps of its own; its timestamp (ms) becomes the time (s)."""
     stamp = event.timestamp
     # Its very type, since a subclass may compare and divide by code of its own.
     if (type(stamp) is int or type(stamp) is float) and 0 <= stamp < MOST_MILLISECONDS:
         time = stamp / 1000
-    return msgspec.structs.replace(event, timestamp=UNSET, session_id=UNSET), time
+    return with_fields(event, {"timestamp": UNSET, "session_id": UNSET}), time
 
 
 def shortened(event: Event) -> Event:
@@ -123,4 +139,4 @@ def shortened(event: Event) -> Event:
         text = getattr(event, name, None)
         if type(text) is str and len(text) > ERROR_TEXT_WINDOW:
             cut[name] = text[:ERROR_TEXT_WINDOW]
-    return msgspec.structs.replace(event, **cut) if cut else event
+    return with_fields(event, cut) if cut else event
