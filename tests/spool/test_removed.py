@@ -16,9 +16,10 @@ import trio
 import trimaran
 from trimaran._diagnostics import Diagnostics
 from trimaran._pipeline.batch import Batch
-from trimaran._pipeline.ledger import Ledger
+from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._spool.file import SpoolFile
 from trimaran._spool.keeper import SpoolKeeper
+from trimaran._spool.values import SpoolError
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -159,6 +160,37 @@ async def test_what_was_on_disk_alone_is_dropped(file: SpoolFile, tmp_path: Path
     assert (statistics.pending, statistics.spooled) == (2, 0)
     assert statistics.dropped == {"consent_withdrawn": 2}
     await keeper.aclose()
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+async def test_what_stayed_there_for_a_later_process_is_dropped(
+    file: SpoolFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, at_the_end: bool
+) -> None:
+    """It could not be read, and its session is over: nobody else would ever book it."""
+    keeper = SpoolKeeper(
+        file, run=at_once, now=trio.current_time, diagnostics=Diagnostics(trio.current_time)
+    )
+    books = Ledger()
+    books.track(2)
+    [batch] = await keeper.keep([Batch(key="a", body=b"{}", events=2)], books)
+
+    def fail(_file: SpoolFile, _key: str) -> bytes:
+        raise SpoolError("it is broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpoolFile, "read", fail)
+        assert await keeper.body_of(msgspec.structs.replace(batch, body=None)) is None
+    books.close(DropReason.DRAIN_TIMEOUT)
+    assert (books.pending, books.spooled) == (2, 2)
+    shutil.rmtree(tmp_path / "state")
+    if not at_the_end:
+        await keeper.keep([Batch(key="later", body=b"{}", events=1)], Ledger())
+        assert (books.pending, books.spooled) == (0, 0)
+    await keeper.aclose()
+
+    statistics = books.statistics()
+    assert (statistics.pending, statistics.spooled) == (0, 0)
+    assert statistics.dropped == {"consent_withdrawn": 2}
 
 
 async def test_what_goes_on_from_memory_is_taken_back_as_what_is_on_disk(

@@ -36,6 +36,7 @@ class KeptBatch:
         "handed_by",
         "is_being_sent",
         "is_delivered",
+        "is_left",
         "is_lost",
         "is_on_disk",
         "is_withdrawn",
@@ -50,6 +51,8 @@ class KeptBatch:
         self.is_on_disk: bool = True
         self.is_being_sent: bool = False
         self.is_delivered: bool = False
+        self.is_left: bool = False
+        """Nobody here sends it any more: it stays on disk for a later process."""
         self.is_lost: bool = False
         """Somebody removed the file that it was in: it is in memory, or nowhere."""
         self.is_withdrawn: bool = False
@@ -63,10 +66,16 @@ class KeptBatch:
             self.ledger.spooled -= count
 
     def lost(self) -> None:
-        """Somebody removed the file that it was in; what is in memory of it is still sent."""
+        """Somebody removed the file that it was in; what is in memory of it is still sent.
+
+        Where that is nothing, its removal was its fate.
+        """
         self.is_on_disk = False
         self.is_lost = True
         self.ledger.spooled -= self.events
+        if self.is_left:
+            self.ledger.drop(DropReason.CONSENT_WITHDRAWN, self.events)
+            self.events = 0
 
     def evicted(self, reason: DropReason) -> None:
         """It had to leave the disk; unless it is being sent, that is its fate."""

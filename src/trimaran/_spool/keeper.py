@@ -170,6 +170,7 @@ class SpoolKeeper:
                 self._lost.pop(batch.key, None)
                 kept.ledger.drop(DropReason.CONSENT_WITHDRAWN, kept.events)  # as in _read()
             return body
+        kept.is_left = body is None and kept.is_on_disk
         kept.is_being_sent = body is not None and kept.is_on_disk
         return body if kept.is_being_sent else None
 
@@ -395,7 +396,7 @@ class SpoolKeeper:
         lost, self._kept = self._kept, {}
         for kept in lost.values():
             kept.lost()
-        self._lost |= lost
+        self._lost |= {key: kept for key, kept in lost.items() if not kept.is_left}
         return list(lost.values())
 
     def _book(self) -> None:
