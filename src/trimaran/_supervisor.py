@@ -10,7 +10,7 @@ is cancelled, and end, whatever they are doing, at the scope's deadline.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -104,7 +104,7 @@ class Supervisor:
                 async with trio.open_nursery() as beside:
                     for route in self.shared.routes:
                         if route.beside is not None:
-                            beside.start_soon(route.beside)
+                            beside.start_soon(self._run_beside, route, route.beside)
                     async with trio.open_nursery() as self._stages:
                         for route in self.shared.routes:
                             if route.keeper is not None:
@@ -124,6 +124,16 @@ class Supervisor:
                 await self._let_go()
             raise
         await self._let_go()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_beside(self, route: Route, run: Callable[[], Awaitable[object]]) -> None:
+        """*run*; if that fails, the sessions go on without it."""
+        try:
+            await run()
+        except Exception as bug:
+            route.diagnostics.warn("telemetry failed", error=type(bug).__name__)
+            if self.shared.settings.strict:
+                raise
 
     async def _let_go(self) -> None:
         """Close what is open, on all ways at once; each is bounded by itself."""

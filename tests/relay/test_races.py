@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -15,11 +16,12 @@ import trio.testing
 
 from conftest import LoopbackEndpoint, Reply
 from patience import PATIENCE
-from trimaran import StaticAccount
+from trimaran import Problem, StaticAccount
 from trimaran._diagnostics import Diagnostics
 from trimaran._endpoint import WayOut
 from trimaran._endpoint.consent import Consent, ConsentWithdrawn
 from trimaran._process import (
+    ProcessError,
     ProcessListener,
     ProcessReceiveChannel,
     ProcessSendChannel,
@@ -27,7 +29,7 @@ from trimaran._process import (
     listening,
 )
 from trimaran._relay import client as client_module
-from trimaran._relay.client import RelayClient
+from trimaran._relay.client import RelayClient, RelayUnavailable
 from trimaran._relay.messages import (
     LISTENS,
     PROTOCOL,
@@ -193,12 +195,14 @@ async def test_consent_may_go_while_batches_are_handed_over(
         assert spool.execute("SELECT count(*) FROM batches").fetchone() == (0,)
 
 
-def client_of(directory: Path, ask: Callable[[], bool]) -> RelayClient:
-    """The way to a relay that nobody starts."""
+def client_of(
+    directory: Path, ask: Callable[[], bool], start: Callable[[], bool] = lambda: False
+) -> RelayClient:
+    """The way to a relay that *start* starts, or nobody."""
     diagnostics = Diagnostics(trio.current_time)
     return RelayClient(
         RelayPlace(directory),
-        start=lambda: False,
+        start=start,
         agent="a",
         destination="anonymous http://127.0.0.1",
         tokens=None,
@@ -400,3 +404,121 @@ async def test_what_an_agent_said_before_it_came_once_more_is_done_before_or_nev
                 await trio.sleep(0.01)
 
     assert taken == ["a-0"]
+
+
+async def test_a_process_without_descriptors_has_no_relay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To meet it raises nothing, and who hands over hears why nothing can be taken."""
+
+    async def connect_at_the_limit(_path: Path) -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    RelayPlace(tmp_path).announce(tmp_path / "socket")
+    monkeypatch.setattr(client_module, "connect", connect_at_the_limit)
+    client = client_of(tmp_path, lambda: True)
+
+    await client.meet()
+
+    with pytest.raises(RelayUnavailable, match="Too many open files"):
+        await client.hand_over([])
+
+
+async def test_a_process_without_threads_starts_no_relay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in its loop either, which that would hold up."""
+
+    async def no_thread(*_given: object, **_named: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    def start() -> bool:
+        raise AssertionError("started in the loop")
+
+    monkeypatch.setattr("trio.to_thread.run_sync", no_thread)
+    client = client_of(tmp_path, lambda: True, start)
+
+    await client.meet()
+
+    with pytest.raises(RelayUnavailable, match="can't start new thread"):
+        await client.hand_over([])
+
+
+async def test_a_bug_of_what_starts_a_relay_is_none_of_the_relays(tmp_path: Path) -> None:
+    """It is not mistaken for a thread that cannot be started."""
+
+    def start() -> bool:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await client_of(tmp_path, lambda: True, start).meet()
+
+
+async def test_calls_are_answered_once_there_is_a_descriptor_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is tried again after a pause, over the channel that is still there."""
+    tries: list[float] = []
+
+    async def connect_at_the_limit(_path: Path) -> trio.SocketStream:
+        tries.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        raise ProcessError("nobody listens there")
+
+    RelayPlace(tmp_path).announce(tmp_path / "socket")
+    monkeypatch.setattr(client_module, "connect", connect_at_the_limit)
+    client = client_of(tmp_path, lambda: True)
+    monkeypatch.setattr(client, "_tokens", object())
+    monkeypatch.setattr(client, "_channel", object())
+    client._connected.set()
+    began = trio.current_time()
+
+    nursery.start_soon(client.answer_calls)
+    await trio.sleep(100)
+    nursery.cancel_scope.cancel()
+
+    assert tries == [began, began + client_module.RESTART_INTERVAL]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_bug_beside_the_sessions_is_told_and_leaves_them_alone(
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    endpoint: LoopbackEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    strict: bool,
+) -> None:
+    """Only strict settings let it out."""
+
+    async def broken(_way: RelayedWayOut) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RelayedWayOut, "run", broken)
+    relayed = Relayed(tmp_path / "relay", nursery)
+    await relayed.start()
+    problems: list[Problem] = []
+
+    async def work() -> None:
+        agent = relayed.agent(endpoint.url, problems=problems, strict=strict)
+        async with agent as telemetry:
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await say(telemetry, "mine")).handed_over == 1
+
+    if strict:
+        with pytest.raises(ZeroDivisionError):
+            await work()
+    else:
+        await work()
+
+    assert [(problem.name, dict(problem.facts)) for problem in problems] == [
+        ("telemetry failed", {"error": "ZeroDivisionError"})
+    ]

@@ -169,11 +169,15 @@ class RelayClient:
             await self._connected.wait()
             channel, self._connected = self._channel, trio.Event()
             # A channel that did not answer in time is closed under the hands of who speaks.
-            with suppress(
-                ProcessError, trio.BrokenResourceError, trio.ClosedResourceError, MessageError
-            ):
-                if channel is not None and (address := self._place.address()) is not None:
-                    await self._listen(await connect(address), channel)
+            try:
+                with suppress(
+                    ProcessError, trio.BrokenResourceError, trio.ClosedResourceError, MessageError
+                ):
+                    if channel is not None and (address := self._place.address()) is not None:
+                        await self._listen(await connect(address), channel)
+            except OSError:  # this process is at a limit of its own: the relay is as it was
+                await trio.sleep(RESTART_INTERVAL)
+                self._connected.set()
 
     def hurry(self) -> None:
         """Time runs out: half of it is for the relay, and the rest for another way."""
@@ -219,7 +223,7 @@ class RelayClient:
             self._waiting.add(scope)
             try:
                 yield
-            except (MessageError, LaunchError) as error:
+            except (MessageError, LaunchError, OSError) as error:
                 raise self._unavailable(str(error)) from None
             except ValueError as error:  # too long for a frame
                 raise RelayUnavailable(str(error)) from None
@@ -260,10 +264,26 @@ class RelayClient:
     async def _start_if_due(self) -> None:
         if self._cannot_start:
             raise LaunchError(self._cannot_start)
-        if trio.current_time() >= self._start_not_before and await trio.to_thread.run_sync(
-            self._started, abandon_on_cancel=True
-        ):
+        if trio.current_time() >= self._start_not_before and await self._started_aside():
             self._start_not_before = trio.current_time() + RESTART_INTERVAL
+
+    async def _started_aside(self) -> bool:
+        """As :meth:`_started`. Where there can be no thread there is no relay: started in the
+        loop itself, it would hold that up for seconds.
+        """
+        has_begun = False
+
+        def begin() -> bool:
+            nonlocal has_begun
+            has_begun = True
+            return self._started()
+
+        try:
+            return await trio.to_thread.run_sync(begin, abandon_on_cancel=True)
+        except RuntimeError as error:
+            if has_begun:
+                raise
+            raise LaunchError(str(error)) from None
 
     def _started(self) -> bool:
         """Start one, in a thread; that may outlive whoever waits for it."""
