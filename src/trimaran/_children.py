@@ -139,7 +139,7 @@ class Children:
         assert self._listener is not None
         with self._scope:
             async with trio.open_nursery() as nursery:
-                while not self.is_over:
+                while not (self.is_over or self._is_copy):
                     await self._accept_all(self._listener, nursery)
 
     async def _accept_all(self, listener: ProcessListener, nursery: trio.Nursery) -> None:

@@ -16,7 +16,9 @@ import trio.testing
 
 import trimaran
 from patience import PATIENCE, unmeasured
+from trimaran._children import Children
 from trimaran._live_session import LiveSession
+from trimaran._process import ProcessListener
 from trimaran._spool.lock import lives
 from trimaran.testing import Capture
 
@@ -121,6 +123,45 @@ async def test_a_forked_child_does_not_stand_in_for_a_dead_parent(
         process.stdout.close()
         for path in home.sockets():
             (home.directory / "trimaran" / path).unlink()
+
+
+async def forget(_event: trimaran.Event, _place: object) -> None:
+    """Takes everything."""
+    await trio.lowlevel.checkpoint()
+
+
+async def test_a_loop_that_goes_on_in_a_forked_child_lets_nobody_in(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is woken by who connects to the parent, finds its own copy closed, and tries no more."""
+    woken = trio.Event()
+
+    async def accept(_self: ProcessListener) -> trio.SocketStream:
+        assert not woken.is_set(), "it would be tried for ever"
+        await woken.wait()
+        raise trio.ClosedResourceError
+
+    monkeypatch.setattr(ProcessListener, "accept", accept)
+    children = Children(
+        "s",
+        take=forget,
+        refuse=lambda: None,
+        is_withdrawn=lambda: False,
+        diagnostics=None,  # type: ignore[arg-type]
+        environ=home.environ,
+        strict=True,
+    )
+    path = children.place()
+    assert path is not None
+    try:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(children.run)
+                await trio.testing.wait_all_tasks_blocked()
+                children.forked()
+                woken.set()
+    finally:
+        path.unlink()
 
 
 async def test_a_loop_that_goes_on_in_a_forked_child_sends_nothing(
