@@ -277,3 +277,15 @@ def test_what_is_under_way_is_not_taken_apart(file: SpoolFile, tmp_path: Path) -
     assert file.losses == 2
     file.put("d", b"{}", events=1, reports=0)
     assert file.losses == 2  # it was not in use
+
+
+def test_nothing_is_made_to_find_nothing(file: SpoolFile, tmp_path: Path) -> None:
+    """Whoever removed the directory does not find it there again for that."""
+    file.put("a", b"{}", events=2, reports=0)
+    shutil.rmtree(tmp_path / "state")
+
+    assert file.read("a") is None
+    assert not file.split("a", [("a.0", b"{}", 1, 0), ("a.1", b"{}", 1, 0)])
+
+    assert not (tmp_path / "state").exists()
+    assert file.losses == 1

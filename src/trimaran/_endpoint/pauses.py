@@ -29,7 +29,9 @@ class Pauses:
             self._waiting.unpark_all()
 
     async def until(self, time: float) -> None:
-        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        """Sleep until *time*, by trio's clock, or until the next :meth:`hurry` or :meth:`nudge`;
+        to the end where time ran out before.
+        """
         with trio.move_on_at(time):
             if self._is_hurried:
                 await trio.sleep_forever()

@@ -82,7 +82,7 @@ class RelayedWayOut:
         return self._endpoint.is_down
 
     async def pause_until(self, time: float) -> None:
-        """Sleep until *time*, by trio's clock, or until time runs out for the first time."""
+        """Sleep until *time*, by trio's clock, or until it is worth an earlier look."""
         await self._endpoint.pause_until(time)
 
     @trio.lowlevel.enable_ki_protection

@@ -263,6 +263,8 @@ class SpoolFile:
         Raises:
             SpoolError: it cannot be read.
         """
+        if not self._is_there():
+            return None
         with self._errors_told():
             row = (
                 self._opened().execute("SELECT body FROM batches WHERE key = ?", (key,)).fetchone()
@@ -306,6 +308,8 @@ class SpoolFile:
         Raises:
             SpoolError: the whole stays.
         """
+        if not self._is_there():
+            return False
         with self._transaction() as database:
             for half, body, events, reports in halves:
                 database.execute(
