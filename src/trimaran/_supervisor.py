@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -115,7 +116,8 @@ class Supervisor:
                         await self._closing.wait()
                         for route in self.shared.routes:
                             if route.keeper is not None and route.keeper.is_in_use:
-                                beside.start_soon(_ask_once_more, route.consent, route.keeper)
+                                look = partial(_ask_once_more, route.consent, route.keeper)
+                                beside.start_soon(self._run_beside, route, look)
                         await self._let_sessions_leave()
                     beside.cancel_scope.cancel()
         except BaseException:
@@ -146,14 +148,14 @@ class Supervisor:
         """Deliver what earlier processes left on disk; what is not delivered stays there."""
         shared, books = self.shared, self.leftovers[route.name]
         current.set(None)
-        batches = await keeper.take_over(books)
-        send, receive = trio.open_memory_channel[Batch](len(batches))
-        with send:
-            for batch in batches:
-                send.send_nowait(batch)
         route.outages.join(books)
         reason = DropReason.DRAIN_TIMEOUT
         try:
+            batches = await keeper.take_over(books)
+            send, receive = trio.open_memory_channel[Batch](len(batches))
+            with send:
+                for batch in batches:
+                    send.send_nowait(batch)
             await Sender(
                 endpoint=route.endpoint,
                 settings=shared.settings,

@@ -15,6 +15,7 @@ from patience import PATIENCE
 from trimaran._pipeline.ledger import DropReason
 from trimaran._spool.browser import SpoolBrowser
 from trimaran._spool.file import SpoolFile
+from trimaran._spool.lock import OwnerLock
 from trimaran._spool.values import SpoolError
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def test_a_process_killed_for_real_leaves_its_batches(
     script = """
 import os, signal, sys, pathlib
 from trimaran._spool.file import SpoolFile
+from trimaran._spool.lock import OwnerLock
 spool = SpoolFile(pathlib.Path(sys.argv[1]), owner="child", destination="anonymous https://x.test",
                   most_bytes=10**6, most_seconds=10.0**6, survives="kill", wall_clock=lambda: 5000.0)
 spool.put("a", b"{}", events=1, reports=0)
@@ -308,6 +310,7 @@ def test_two_telemetries_of_one_process_keep_each_others_hold(tmp_path: Path) ->
     script = """
 import pathlib, sys
 from trimaran._spool.file import SpoolFile
+from trimaran._spool.lock import OwnerLock
 def spool(owner):
     return SpoolFile(pathlib.Path(sys.argv[1]), owner=owner, destination="d", most_bytes=10**6,
                      most_seconds=10.0**6, survives="kill", wall_clock=lambda: 5000.0)
@@ -381,6 +384,41 @@ def test_old_locks_of_owners_that_left_nothing_are_removed(
 
     assert not (tmp_path / "state" / "idle.lock").exists()
     assert (tmp_path / "state" / "me.lock").exists()
+
+
+def test_an_old_lock_that_cannot_be_looked_into_stays_and_is_free(
+    spool: Callable[..., SpoolFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken over is owned all the same; a later process may remove the file."""
+    idle, mine = spool("idle"), spool("me", wall_clock=lambda: 5100.0)
+    put(idle, "a")
+    die(idle)
+    gone = tmp_path / "state" / "gone.lock"
+    gone.touch()
+    os.utime(gone, (1.0, 1.0))
+
+    class Broken:
+        """A connection to a disk that fails from then on."""
+
+        def execute(self, *_words: object) -> sqlite3.Cursor:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    remove_old_locks = SpoolFile._remove_old_locks
+
+    def remove_them_from_a_broken_disk(file: SpoolFile) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(file, "_opened", Broken)
+            remove_old_locks(file)
+
+    monkeypatch.setattr(SpoolFile, "_remove_old_locks", remove_them_from_a_broken_disk)
+
+    taken, _ = mine.take_over()
+
+    assert [row.key for row in taken] == ["a"]
+    assert gone.exists()
+    free = OwnerLock.seized(gone.parent, "gone")
+    assert free is not None
+    free.release(remove=False)
 
 
 @pytest.mark.parametrize("content", [b"this is no database, and long enough to be none" * 100])

@@ -12,7 +12,9 @@ import trio
 import trio.testing
 
 import trimaran
+from trimaran._endpoint.consent import Consent
 from trimaran._pipeline.sender import Sender
+from trimaran._spool.keeper import SpoolKeeper
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -226,6 +228,68 @@ async def test_a_bug_on_the_way_of_leftovers_leaves_them_where_they_are(
     async with opened(tmp_path, Capture()) as telemetry:
         await trio.testing.wait_all_tasks_blocked()
         assert telemetry.leftovers().delivered == 20
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_bug_in_taking_leftovers_over_leaves_the_sessions_alone(
+    strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told; only strict settings let it out."""
+
+    async def broken(_keeper: SpoolKeeper, _books: object) -> list[object]:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SpoolKeeper, "take_over", broken)
+
+    async def work() -> None:
+        async with opened(tmp_path, Capture(), strict=strict) as telemetry:
+            await trio.testing.wait_all_tasks_blocked()
+            async with telemetry.session() as session:
+                assert await session.flush()
+            assert session.statistics().delivered == 1
+
+    with structlog.testing.capture_logs() as logs:
+        if strict:
+            with pytest.raises(ZeroDivisionError):
+                await work()
+        else:
+            await work()
+
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("telemetry failed", "ZeroDivisionError")
+    ]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_bug_in_the_last_look_at_consent_leaves_the_end_alone(
+    strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on disk stays there; only strict settings let it out."""
+
+    async def broken(_consent: Consent) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Consent, "look", broken)
+    transport = ScriptedTransport([math.inf])
+
+    async def work() -> None:
+        async with opened(tmp_path, transport, strict=strict, drain_timeout=0.5) as telemetry:
+            async with telemetry.session() as session:
+                await session.flush(timeout=0.1)
+                assert session.statistics().spooled == 1
+
+    with structlog.testing.capture_logs() as logs:
+        if strict:
+            with pytest.raises(ZeroDivisionError):
+                await work()
+        else:
+            await work()
+
+    assert ("telemetry failed", "ZeroDivisionError") in [
+        (line["event"], line.get("error")) for line in logs
+    ]
 
 
 async def test_leftovers_belong_to_no_session_of_the_host(

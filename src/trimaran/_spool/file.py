@@ -373,15 +373,19 @@ class SpoolFile:
     def _remove_old_locks(self) -> None:
         """Remove the lock files of owners that died and left nothing."""
         for path in self._directory.glob("*.lock"):
-            with suppress(OSError):
+            # What was taken over is ours already, whatever becomes of the others' files.
+            with suppress(OSError, sqlite3.Error):
                 # A young one may belong to a process that is about to lock it.
                 if path.stat().st_mtime < self._wall_clock() - _YOUNG:
                     lock = OwnerLock.seized(self._directory, path.stem)
                     if lock is not None:
-                        owns = self._opened().execute(
-                            "SELECT 1 FROM batches WHERE owner = ?", (path.stem,)
-                        )
-                        lock.release(remove=owns.fetchone() is None)
+                        try:
+                            owns = self._opened().execute(
+                                "SELECT 1 FROM batches WHERE owner = ?", (path.stem,)
+                            )
+                            lock.release(remove=owns.fetchone() is None)
+                        finally:
+                            lock.release(remove=False)
 
     def destinations(self) -> list[str]:
         """What batches are bound to, of all owners; in the order of their first ones.
