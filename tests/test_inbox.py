@@ -149,6 +149,7 @@ class Interrupted(trimaran.Event, frozen=True):
 
     value: Any = None
     cut_fields: ClassVar[Any] = type("Never", (), {"__contains__": lambda *_: sys.exit()})()
+    urgent: ClassVar[Any] = type("Never", (), {"__bool__": lambda _self: sys.exit()})()
 
 
 async def test_what_ends_the_program_does_so() -> None:
@@ -160,6 +161,20 @@ async def test_what_ends_the_program_does_so() -> None:
 
     side.inbox.empty()
     assert side.ledger.tracked == 0
+
+
+async def test_what_ends_the_program_while_events_come_over_does_so() -> None:
+    """As where a signal's handler raises it then. What is behind that event comes later."""
+    side = Side()
+    in_threads(1, side.leaves(Interrupted(), Mark()))
+
+    with pytest.raises(SystemExit):
+        side.inbox.empty()
+    assert (side.ledger.tracked, side.ledger.pending) == (1, 1)
+
+    await until_empty(side)
+    assert (side.ledger.tracked, side.ledger.pending) == (2, 2)
+    assert await side.marks() == [Mark()]
 
 
 @pytest.mark.parametrize(

@@ -480,6 +480,24 @@ async def test_what_ends_a_program_goes_through() -> None:
     assert (books.tracked, books.delivered, books.dropped) == (4, 3, {"bug": 1})
 
 
+async def test_what_ends_a_program_when_a_session_ends_goes_through() -> None:
+    """It comes of what a thread has left; the session ends all the same, and with the rest."""
+
+    def leave(session: trimaran.Session) -> None:
+        thread = threading.Thread(target=session.track, args=(EndingEvent(),))
+        thread.start()
+        thread.join(PATIENCE)
+
+    capture = Capture()
+    async with capture.open() as telemetry:
+        with pytest.raises(SystemExit):
+            async with telemetry.session() as session:
+                leave(session)
+
+    books = session.statistics()
+    assert (books.tracked, books.delivered, books.dropped) == (3, 2, {"bug": 1})
+
+
 def must_be_a_list(event: Any) -> None:
     """What a host's class checks when one of its events is made."""
     if type(event.labels) is not list:

@@ -354,12 +354,14 @@ class LiveSession(Session):
         if self._closed:
             return
         self._closed = True
-        self._inbox.empty()
-        deadline = min(self._now() + self._settings.drain_timeout, self._latest_end)
-        if self._children.end(deadline):
-            self._mailbox.refuse()
-        else:
-            self._finish()
+        try:
+            self._inbox.empty()
+        finally:
+            deadline = min(self._now() + self._settings.drain_timeout, self._latest_end)
+            if self._children.end(deadline):
+                self._mailbox.refuse()
+            else:
+                self._finish()
 
     def hurry(self, deadline: float) -> None:
         """The telemetry is left: children are waited for until *deadline* at the latest."""

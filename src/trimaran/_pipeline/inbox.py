@@ -155,6 +155,8 @@ class Inbox:
                 break
             try:
                 self._mailbox.put(event, time, place)
+            except STOPS:
+                raise  # the event is in the books, and what is behind it has its turn later
             except BaseException:  # noqa: BLE001 - raised here, it would end the whole trio run
                 self._ledger.drop(DropReason.BUG)
         for reason, count in self._take_refused().items():
