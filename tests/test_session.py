@@ -21,6 +21,7 @@ from trimaran._pipeline.batch import Batch
 from trimaran._pipeline.batcher import Bundle
 from trimaran._pipeline.entry import Chunk, Flush
 from trimaran._pipeline.fan_out import _Part
+from trimaran._pipeline.mailbox import Mailbox
 from trimaran.testing import Capture, ScriptedTransport
 
 if TYPE_CHECKING:
@@ -478,6 +479,29 @@ async def test_what_ends_a_program_goes_through() -> None:
 
     books = session.statistics()
     assert (books.tracked, books.delivered, books.dropped) == (4, 3, {"bug": 1})
+
+
+async def test_what_ends_a_program_once_an_event_was_taken_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The handler of a signal came between; the event is on its way, and is counted once."""
+    capture = Capture()
+    async with capture.open() as telemetry, telemetry.session() as session:
+        put = Mailbox.put
+
+        def put_and_end(*given: Any, **named: Any) -> None:
+            put(*given, **named)
+            sys.exit()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Mailbox, "put", put_and_end)
+            with pytest.raises(SystemExit):
+                session.track(CALL)
+        books = session.statistics()
+        assert (books.tracked, books.pending, books.dropped) == (2, 2, {})
+
+    books = session.statistics()
+    assert (books.tracked, books.delivered, books.dropped) == (3, 3, {})
 
 
 async def test_what_ends_a_program_when_a_session_ends_goes_through() -> None:

@@ -167,7 +167,8 @@ class LiveSession(Session):
             try:
                 self._mailbox.put(event, None, place)
             except STOPS:
-                self.ledger.drop(DropReason.BUG)
+                # A signal's handler may have raised it after the event was taken, or dropped.
+                # Was it not, it pends to the end of the session, and is a bug's then.
                 raise
             except BaseException as bug:  # noqa: BLE001 - whatever it is, it is not the agent's
                 self.ledger.drop(DropReason.BUG)
