@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextvars import Context, copy_context
 
 import pytest
@@ -242,11 +243,16 @@ def test_a_time_that_systems_have_no_room_for_is_none(ahead: float) -> None:
     assert times(block, 100.0, 101.0) == (0, 0)
 
 
-def test_a_clock_that_fails_costs_the_times() -> None:
+class Panic(BaseException):
+    """What an extension raises where it must not go on: no ``Exception``."""
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError, Panic])
+def test_a_clock_that_fails_costs_the_times(failure: type[BaseException]) -> None:
     """It is the host's own code; the agent's goes on."""
 
     def fail() -> float:
-        raise ZeroDivisionError
+        raise failure
 
     spans = Spans("s", now=lambda: 1.0, wall_clock=fail)
     block = spans.block()
@@ -255,6 +261,14 @@ def test_a_clock_that_fails_costs_the_times() -> None:
 
     assert spans.here() == (0, block.id, 0, 0)
     assert block.leave(1.0, 2.0) == (block.id, 0, 0, 0)
+
+
+def test_what_ends_a_program_while_a_clock_is_read_goes_through() -> None:
+    """As where a signal's handler raises it then."""
+    block = Spans("s", now=lambda: 1.0, wall_clock=sys.exit).block()
+
+    with pytest.raises(SystemExit):
+        block.enter()
 
 
 def test_a_block_that_ended_before_it_began_says_nothing_of_that() -> None:

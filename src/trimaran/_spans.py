@@ -24,6 +24,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeAlias
 
+from trimaran._pipeline.encoder import STOPS
+
 __all__ = ["Block", "Place", "Spans", "nanoseconds", "span_number", "span_time", "untimed"]
 
 Place: TypeAlias = tuple[int, int, int, int]
@@ -181,7 +183,9 @@ class Spans:
                     ahead = nanoseconds(wall) - nanoseconds((before + after) / 2)
                 if quickest <= _AT_ONCE:
                     break
-        except Exception:  # noqa: BLE001 - a clock is the host's own code
+        except STOPS:
+            raise
+        except BaseException:  # noqa: BLE001 - a clock is the host's own code
             return None
         kept = self._ahead
         if ahead is None or (kept is not None and abs(ahead - kept) <= _NOT_SET):
