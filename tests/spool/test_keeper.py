@@ -18,6 +18,7 @@ from trimaran._pipeline.ledger import DropReason, Ledger
 from trimaran._spool.disk import PATIENCE, REST
 from trimaran._spool.file import SpoolFile
 from trimaran._spool.keeper import CLOSE_GRACE, SpoolKeeper
+from trimaran._spool.lock import lives
 from trimaran._spool.values import SpoolError
 
 if TYPE_CHECKING:
@@ -426,6 +427,52 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
 
     assert scope.cancelled_caught
     assert trio.current_time() - began == pytest.approx(CLOSE_GRACE)
+
+
+async def test_a_disk_that_hung_lets_go_of_the_file_later(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Another telemetry of the same process may then have what is there."""
+    directory = tmp_path / "state"
+
+    def file_of(owner: str) -> SpoolFile:
+        return SpoolFile(
+            directory,
+            owner=owner,
+            destination="anonymous https://x.test",
+            most_bytes=MOST_BYTES,
+            most_seconds=100.0,
+            survives="kill",
+            wall_clock=lambda: 5000.0,
+        )
+
+    hanging: list[Callable[[], object]] = []
+    hangs = False
+
+    async def run(call: Callable[[], _Result], /) -> _Result:
+        if hangs:
+            hanging.append(call)
+            await trio.sleep_forever()
+        return call()
+
+    keeper = SpoolKeeper(
+        file_of("me"), run=run, now=trio.current_time, diagnostics=Diagnostics(trio.current_time)
+    )
+    [batch] = await keeper.keep([batch_of("a")], Ledger())
+    hangs = True
+    with trio.move_on_after(1):
+        await keeper.body_of(msgspec.structs.replace(batch, body=None))
+    await keeper.aclose()
+    assert lives(directory, "me")
+
+    under_way, _closing = hanging  # one call after the other: the second never began
+    under_way()
+
+    assert not lives(directory, "me")
+    later = file_of("later")
+    taken, _ = later.take_over()
+    assert [row.key for row in taken] == ["a"]
+    later.close()
 
 
 async def test_what_a_put_that_nobody_waited_for_evicted_is_booked_at_the_end(

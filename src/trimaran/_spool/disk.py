@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import trio
@@ -72,6 +73,7 @@ class Disk:
         self._rests_until = -math.inf
         self._went_on_at = -math.inf
         """When a call began or ended: it is not slow while many have their turn."""
+        self._last: Callable[[], object] | None = None
 
     async def do(self, call: Callable[[], _Result], /) -> _Result:
         """What *call* gives, however long it takes. Cancelled, it is left to end by itself.
@@ -81,6 +83,28 @@ class Disk:
         """
         async with self._turn:
             return await self._tried(call)
+
+    async def do_last(self, call: Callable[[], object], /) -> None:
+        """Have *call* run after all others. Cancelled, it is left to whichever of them is under
+        way: that runs it when it ends, should nobody wait for it any more.
+
+        Raises:
+            SpoolError: what it raises.
+        """
+        self._last = call
+        await self.do(self._run_last)
+
+    def _followed(self, call: Callable[[], _Result]) -> _Result:
+        try:
+            return call()
+        finally:
+            with suppress(SpoolError):
+                self._run_last()
+
+    def _run_last(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last()
 
     async def do_soon(self, call: Callable[[], _Result], /) -> _Result:
         """What *call* gives, or an error in at most twice :data:`PATIENCE` seconds.
@@ -115,7 +139,7 @@ class Disk:
     async def _tried(self, call: Callable[[], _Result]) -> _Result:
         self._went_on_at = self._now()
         try:
-            result = await self._run(call)
+            result = await self._run(lambda: self._followed(call))
         except SpoolBusy as error:
             self._rest(str(error))
             raise

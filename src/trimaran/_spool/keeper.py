@@ -346,7 +346,8 @@ class SpoolKeeper:
 
     async def aclose(self) -> None:
         """Let go of the file, in at most :data:`CLOSE_GRACE` seconds. Nothing is sent any more;
-        what is kept stays, unless consent is gone.
+        what is kept stays, unless consent is gone. Where the disk hangs, it is let go of when
+        that is over.
         """
         is_to_go = self.is_in_use and self._is_withdrawn()
         if is_to_go:
@@ -365,7 +366,7 @@ class SpoolKeeper:
 
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
             try:
-                await self._disk.do(close)
+                await self._disk.do_last(close)
             except SpoolError as error:
                 self._diagnostics.warn("telemetry spool failed", error=str(error))
         self._book()
