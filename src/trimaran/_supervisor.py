@@ -35,6 +35,10 @@ LEAVING_GRACE = 0.1
 themselves."""
 
 
+_LOOK_INTERVAL = 0.05
+"""Seconds between two looks, while the last sessions end, whether they put something on disk."""
+
+
 CHILDRENS_SHARE = 0.5
 """Of the time for draining: as long as that children may still hand events over."""
 
@@ -115,7 +119,7 @@ class Supervisor:
                         self.is_ready.set()
                         await self._closing.wait()
                         for route in self.shared.routes:
-                            if route.keeper is not None and route.keeper.is_in_use:
+                            if route.keeper is not None:
                                 look = partial(_ask_once_more, route.consent, route.keeper)
                                 beside.start_soon(self._run_beside, route, look)
                         await self._let_sessions_leave()
@@ -214,8 +218,12 @@ class Supervisor:
 async def _ask_once_more(consent: Consent, keeper: SpoolKeeper) -> None:
     """What is on disk outlives us: if it may not be sent, it leaves the disk before we do.
 
-    Those who send may come to no request any more that would ask for it.
+    Those who send may come to no request any more that would ask for it. Not before something is
+    there: they wait for an account that is being asked, and one that hangs would keep them from
+    sending the last of it.
     """
+    while not keeper.is_in_use:  # noqa: ASYNC110 - it ends with the sessions, which is soon
+        await trio.sleep(_LOOK_INTERVAL)
     await consent.look()
     if consent.is_withdrawn:
         await keeper.withdraw()

@@ -206,6 +206,23 @@ async def test_the_account_is_looked_up_once_more_on_leaving(
     assert events_on_disk(tmp_path) == 0
 
 
+async def test_it_is_looked_up_also_where_nothing_is_on_disk_yet(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """All was delivered before the user logged out; the session's end is all that is left."""
+    user = User()
+    transport = ScriptedTransport([trimaran.Answer(200), math.inf])
+    async with opened(tmp_path, transport, account=user) as telemetry:
+        async with telemetry.session() as session:
+            session.track(COMMAND)
+            assert await session.flush(timeout=1)
+            assert session.statistics().spooled == 0
+            user.account_now = None
+
+    assert session.statistics().dropped == {"consent_withdrawn": 1}
+    assert events_on_disk(tmp_path) == 0
+
+
 @pytest.mark.parametrize(("answer", "seconds"), [(math.inf, 2.0), (trimaran.Answer(200), 0.0)])
 async def test_an_account_that_hangs_does_not_hold_up_the_end(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, answer: Any, seconds: float
