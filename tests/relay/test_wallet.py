@@ -148,6 +148,30 @@ async def test_calls_in_vain_are_not_repeated_at_once(
     assert agent.calls == ["old"] * 4
 
 
+async def test_who_begins_to_listen_during_a_round_is_called_in_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Or it would not be for a whole interval, once the round has ended in vain."""
+    wallet, _ = new_wallet()
+
+    async def has_none(_token: str | None) -> None:
+        await trio.sleep(1)
+
+    async def has_one(_token: str | None) -> None:
+        await trio.lowlevel.checkpoint()
+        wallet.bring("late", "fresh")
+
+    wallet.listen("first", has_none)
+    async with trio.open_nursery() as nursery:
+
+        async def listen_late() -> None:
+            await trio.sleep(0.5)
+            wallet.listen("late", has_one)
+
+        nursery.start_soon(listen_late)
+        assert await wallet.renewed(after=None) == "fresh"
+
+
 async def test_a_token_that_somebody_brings_ends_a_call(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

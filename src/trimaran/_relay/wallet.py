@@ -112,8 +112,11 @@ class Wallet:
         async with self._calling:
             if self._token != after or trio.current_time() < self._call_not_before:
                 return self._token if self._token != after else None
-            for agent in list(self._lines):
-                await self._call(agent)
+            asked: list[object] = []
+            # Also who begins to listen meanwhile is asked, or would not be for a whole interval.
+            while waiting := [agent for agent, call in self._lines.items() if call not in asked]:
+                asked.append(self._lines[waiting[0]])
+                await self._call(waiting[0])
                 if self._token != after:
                     return self._token
             self._call_not_before = trio.current_time() + self._interval
